@@ -1,0 +1,71 @@
+"""Marks on disk: trees of dicts, lists, numbers and tensors, as safetensors and JSON, written whole or not at all."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import BadInput
+
+KEEP = 2
+
+
+def _strip(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        key = str(len(tensors))
+        tensors[key] = tree.detach().cpu().contiguous().clone()
+        return {"tensor": key}
+    if isinstance(tree, dict):
+        return {"dict": [[key, _strip(value, tensors)] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return {"list": [_strip(value, tensors) for value in tree]}
+    return {"value": tree}
+
+
+def _dress(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    ((kind, value),) = tree.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _dress(item, tensors) for key, item in value}
+    if kind == "list":
+        return [_dress(item, tensors) for item in value]
+    return value
+
+
+def save(folder: Path, name: str, tree: Any) -> None:
+    """Write a mark as folder/name, atomically, and delete all but the newest KEEP marks; names sort by age."""
+    tensors: dict[str, Tensor] = {}
+    stripped = _strip(tree, tensors)
+    new = folder / f".{name}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    save_file(tensors, new / "tensors.safetensors")
+    (new / "tree.json").write_text(json.dumps(stripped))
+    for path in [*new.iterdir(), new]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    os.replace(new, folder / name)
+    for old in marks(folder)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def marks(folder: Path) -> list[Path]:
+    """Return the finished marks of a folder, oldest first."""
+    return sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Return the tree of a mark; raises BadInput if it is damaged."""
+    try:
+        tensors = load_file(path / "tensors.safetensors", device=str(device))
+        return _dress(json.loads((path / "tree.json").read_text()), tensors)
+    except Exception as error:
+        raise BadInput(f"the mark {path} cannot be read ({error}); delete it, and the one before it is used") from error

@@ -1,0 +1,286 @@
+"""cutlayer run | compare | show | report | list."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from .errors import BadInput, RunFailed
+from .methods import METHODS
+from .recipes.recipe import Recipe, make, options_of, to_toml
+
+console = Console()
+WRONG, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def _flags() -> type:
+    """Return a dataclass with one optional flag per recipe field and method option; values stay text until the recipe checks them."""
+    fields: list[tuple[str, Any, Any]] = []
+    for field in dataclasses.fields(Recipe):
+        if field.name != "options":
+            described = getattr(field.default, "description", "")
+            fields.append((field.name, Annotated[str | None, arg(help=described, metavar="VALUE")], None))
+    owners: dict[str, list[str]] = {}
+    for method in METHODS:
+        for option in dataclasses.fields(options_of(method)):
+            owners.setdefault(option.name, []).append(method)
+    for name, methods in owners.items():
+        fields.append((name, Annotated[str | None, arg(help=f"option of {', '.join(methods)}", metavar="VALUE")], None))
+    return dataclasses.make_dataclass("Fields", fields, frozen=True)
+
+
+Fields = _flags()
+
+
+def _given(fields: Any) -> dict[str, Any]:
+    return {k: _none(v) for k, v in dataclasses.asdict(fields).items() if v is not None}
+
+
+def _none(value: str) -> str | None:
+    return None if value == "none" else value
+
+
+def run(
+    recipe: Positional[str],
+    /,
+    fields: OmitArgPrefixes[Fields],  # type: ignore[valid-type]
+    out: Path | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Train one recipe and write tables, figures and weights to a folder.
+
+    Args:
+        recipe: a named recipe (cutlayer list recipes), or a flat TOML file.
+        fields: any field of the recipe.
+        out: where everything is written; runs/<recipe>-<digest> if not given. A run that stopped goes on.
+        dry_run: print bytes, memory and parameters, and train nothing.
+    """
+    from .compare import run_in
+    from .recipes import fields_of
+
+    made = make({**fields_of(recipe), **_given(fields)})
+    if dry_run:
+        return _dry_run(made)
+    folder = out or Path("runs") / f"{made.name or 'run'}-{made.digest()[:8]}"
+    with _bar() as bar:
+        done = run_in(made, folder, progress=_progress(bar, made.name or recipe))
+    _table([done])
+    _next({"report": folder / "report.html", "figures as JSON": folder / "summary.json", "weights": folder / "weights"})
+    return 0
+
+
+def compare(
+    recipe: Positional[str],
+    /,
+    fields: OmitArgPrefixes[Fields],  # type: ignore[valid-type]
+    over: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, arg(metavar="FIELD=A,B")] = (),
+    seeds: str = "0",
+    out: Path | None = None,
+    max_minutes: float | None = None,
+) -> int:
+    """Run the product of everything in --over and --seeds; what is done is kept, what stopped goes on.
+
+    Args:
+        recipe: a named recipe, or a flat TOML file.
+        fields: any field of the recipe, for all runs.
+        over: FIELD=A,B,C; may be given several times.
+        seeds: 0,1,2
+        out: where the runs and the report are written; runs/compare-<recipe> if not given.
+        max_minutes: stop at the next mark after so many minutes; the same command goes on.
+    """
+    from .compare import cells, compare as compare_all
+    from .recipes import fields_of
+
+    wanted = [_sweep(text) for text in over]
+    recipes = list(cells({**fields_of(recipe), **_given(fields)}, dict(wanted), _seeds(seeds)))
+    folder = out or Path("runs") / f"compare-{Path(recipe).stem}"
+    swept = [name for name, _ in wanted] + ["seed"]
+    with _bar() as bar:
+
+        def progress(i: int, cell: Recipe) -> Any:
+            flat = cell.flat()
+            label = ", ".join(f"{name}={flat.get(name)}" for name in swept)
+            return _progress(bar, f"{i + 1}/{len(recipes)} {label}")
+
+        def failed(cell: Recipe, error: Exception) -> None:
+            console.print(f"[red]failed[/red] {cell.digest()[:12]}: {error}", highlight=False)
+
+        done, complete = compare_all(recipes, folder, max_minutes=max_minutes, progress=progress, failed=failed)
+    if not done:
+        raise RunFailed("no run was finished")
+    from .report import write
+
+    page = write(done, folder / "report.html", f"cutlayer: {recipe}")
+    _table(done)
+    _next({"report": page, "runs": folder})
+    if not complete:
+        console.print(f"{len(done)} of {len(recipes)} runs are done; the same command goes on with the others.")
+    return 0 if complete else FAILED if max_minutes is None else 0
+
+
+def show(recipe: Positional[str], /, fields: OmitArgPrefixes[Fields]) -> int:  # type: ignore[valid-type]
+    """Print a recipe with every field, as the TOML file that `run` would read.
+
+    Args:
+        recipe: a named recipe, or a flat TOML file.
+        fields: any field of the recipe.
+    """
+    from .recipes import fields_of
+
+    made = make({**fields_of(recipe), **_given(fields)})
+    print(to_toml(made.flat()), end="")
+    return 0
+
+
+def report(folders: Positional[tuple[Path, ...]], /, out: Path = Path("report.html")) -> int:
+    """Write one page that compares finished runs, and print its table.
+
+    Args:
+        folders: folders of runs, or of comparisons.
+        out: the page.
+    """
+    from .report import read, write
+
+    found = [path.parent for folder in folders for path in [folder / "summary.json", *sorted(folder.glob("*/summary.json"))] if path.exists()]
+    if not found:
+        raise BadInput(f"no summary.json in {', '.join(map(str, folders)) or 'nothing given'}; name folders that run or compare wrote")
+    runs = [read(folder) for folder in found]
+    page = write(runs, out)
+    _table(runs)
+    _next({"report": page})
+    return 0
+
+
+def list_(kind: Positional[str] = "", /) -> int:
+    """Print what can be named, each with one line.
+
+    Args:
+        kind: schemes, methods, models, heads, data, recipes, codecs, schedules, partitions; all if not given.
+    """
+    from .errors import unknown
+
+    tables = _tables()
+    if kind and kind not in tables:
+        raise unknown("kind", kind, tables)
+    for name, rows in tables.items():
+        if kind in ("", name):
+            table = Table(title=name, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0), title_style="bold")
+            for row, line in rows.items():
+                table.add_row(row, line)
+            console.print(table)
+    return 0
+
+
+def _tables() -> dict[str, Mapping[str, str]]:
+    from .codecs import CODECS
+    from .data import DATASETS
+    from .data.partition import PARTITIONS
+    from .models import MODELS
+    from .models.heads import HEADS
+    from .named import outside
+    from .recipes.named import RECIPES
+    from .recipes.schemes import SCHEMES
+    from .schedules import SCHEDULES
+
+    named: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "schemes": ("scheme", SCHEMES), "methods": ("method", METHODS), "models": ("model", MODELS), "heads": ("auxiliary", HEADS),
+        "data": ("data set", DATASETS), "recipes": ("recipe", RECIPES), "codecs": ("codec", CODECS),
+        "schedules": ("schedule", SCHEDULES), "partitions": ("partition", PARTITIONS),
+    }  # fmt: skip
+    return {
+        plural: {name: row.line for name, row in table.items()} | {name: f"from {point.value}" for name, point in outside(kind).items()}
+        for plural, (kind, table) in named.items()
+    }
+
+
+def _sweep(text: str) -> tuple[str, list[str | None]]:
+    name, mark, values = text.partition("=")
+    if not mark or not values:
+        raise BadInput(f"--over {text!r}: write FIELD=A,B,C")
+    return name.strip().replace("-", "_"), [_none(value.strip()) for value in values.split("," if ";" not in values else ";")]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise BadInput(f"--seeds {text!r}: write whole numbers, 0,1,2") from None
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    return Progress(*columns, console=console, transient=not console.is_terminal)
+
+
+def _progress(bar: Progress, label: str) -> Callable[[int, int, dict[str, Any] | None], None]:
+    task = bar.add_task(label, total=None, note="")
+
+    def advance(done: int, total: int, record: dict[str, Any] | None) -> None:
+        bar.update(task, completed=done, total=total)
+        if record is not None and "accuracy" in record:
+            bar.update(task, note=f"round {record['round'] + 1}: accuracy {100 * record['accuracy']:.1f} %")
+
+    return advance
+
+
+def _table(runs: list[Any]) -> None:
+    from .report import rows
+
+    header, lines = rows(runs)
+    table = Table()
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
+def _next(paths: Mapping[str, Path]) -> None:
+    for what, path in paths.items():
+        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+
+
+def _dry_run(recipe: Recipe) -> int:
+    from .estimate import estimate
+
+    cost = estimate(recipe)
+    table = Table(title=f"{recipe.name or recipe.scheme}: {cost.steps:,} steps", show_header=False)
+    for direction, roles in cost.payload.items():
+        for role, nbytes in roles.items():
+            table.add_row(f"bytes {direction}, {role}", f"{nbytes:,}")
+    for side, nbytes in cost.peak_memory_bytes.items():
+        table.add_row(f"peak memory, {side} (bytes)", f"{nbytes:,}")
+    for part, number in cost.parameters.items():
+        table.add_row(f"parameters, {part}", f"{number:,}")
+    for part, number in cost.macs_per_sample.items():
+        table.add_row(f"multiply-adds per sample, {part}", f"{number:,}")
+    console.print(table)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 ok, 1 failure in the run, 2 bad input, 130 interrupted."""
+    try:
+        commands = {"run": run, "compare": compare, "show": show, "report": report, "list": list_}
+        code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="cutlayer", description=__doc__, args=argv)
+        return code
+    except BadInput as error:
+        print(f"cutlayer: {error}", file=sys.stderr)
+        return WRONG
+    except RunFailed as error:
+        print(f"cutlayer: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("cutlayer: interrupted; the same command goes on from the last mark", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

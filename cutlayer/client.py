@@ -1,0 +1,248 @@
+"""A data owner: its modules, its optimizer, and the only places where something leaves it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .cut import Smashed
+from .errors import BadInput
+from .meter import Meter, owned_bytes
+from .task import Batch, Task
+from .wire import Exchange, Message
+
+Record = Mapping[str, Tensor]
+Loss = Callable[[nn.Module, Smashed, Batch, Task], Tensor]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How either side takes a step: autocast, the learning rate by round, clipping of its own gradients' norm."""
+
+    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    factor: Callable[[int], float] = field(default=lambda round: 1.0)
+    clip: float | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = torch.enable_grad
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        optimizer = self.make_optimizer(list(module.parameters()))
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+        return optimizer
+
+    def set_round(self, optimizer: torch.optim.Optimizer, round: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * self.factor(round)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take one optimizer step and clear the gradients."""
+        if self.clip is not None:
+            for group in optimizer.param_groups:
+                torch.nn.utils.clip_grad_norm_(group["params"], self.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+class Client:
+    """One data owner; a method reaches its modules through forward, loss, uplink and update only.
+
+    `weight` is its number of samples; `hand_over` says what becomes of its optimizer state when new weights arrive:
+    reset | carry | local (algorithms.md 1.2), or shared, where all clients are one model and nothing is handed over.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        modules: Mapping[str, nn.Module],
+        training: Training,
+        task: Task,
+        *,
+        meter: Meter | None = None,
+        weight: int = 0,
+        hand_over: str = "reset",
+        optimizer: torch.optim.Optimizer | None = None,
+        sample_step: int = -1,
+    ) -> None:
+        self.id, self.round, self.step, self.version = id, 0, 0, 0
+        self.modules, self.travels = nn.ModuleDict(modules), list(modules)
+        self.training, self.task, self.weight, self.hand_over = training, task, weight, hand_over
+        self.meter = meter or Meter()
+        self.sample_step = sample_step
+        self.losses: dict[str, Loss] = {}
+        self.give_back = 0
+        self.totals: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.optimizer = optimizer or training.optimizer(self.modules)
+
+    def add(self, name: str, module: nn.Module, loss: Loss, *, lr: float | None = None, travels: bool = True) -> None:
+        """Add a module that is trained beside the bottom; where clients share one model, the first one's is used by all."""
+        self.losses[name] = loss
+        if name in self.modules:
+            return
+        if travels:
+            self.travels.append(name)
+        self.modules[name] = module
+        base_lr = lr if lr is not None else self.optimizer.param_groups[0]["base_lr"]
+        self.optimizer.add_param_group({"params": list(module.parameters()), "base_lr": base_lr, "lr": base_lr})
+
+    def forward(self, batch: Batch) -> Smashed:
+        """Return the smashed data (N, *cut) of a batch, graph kept."""
+        with self.meter.phase("client_forward", self.id), self.training.autocast():
+            return Smashed.of(self.modules["bottom"](batch.x))
+
+    def loss(self, name: str, z: Smashed, batch: Batch) -> Tensor:
+        """Return the loss of an added module on z."""
+        with self.meter.phase("client_forward", self.id), self.training.autocast():
+            return self.losses[name](self.modules[name], z, batch, self.task)
+
+    def uplink(self, z: Smashed, batch: Batch, *, gradient: bool = True) -> Exchange[Message | None]:
+        """Send z, detached, and obtain the gradient at the cut, or nothing if `gradient` is False.
+
+        With labels it is one message; a client that has a tail keeps them, gets features back, and sends their gradient
+        (the tail's own gradients wait for `update`).
+        """
+        reply = "wait" if gradient else "none"
+        tensors = {**z.detach().tensors("smashed"), **{f"context/{k}": v for k, v in batch.context.items()}}
+        if "tail" not in self.modules:
+            return (yield Message("smashed", {**tensors, "labels": batch.y}, {}, self.id, self.step, reply))  # type: ignore[arg-type]
+        answer = yield Message("smashed", tensors, {}, self.id, self.step, "wait", open=True)
+        assert answer is not None
+        features = answer.tensors["features"].requires_grad_()
+        with self.meter.phase("client_forward", self.id), self.training.autocast():
+            loss = self.task.loss(self.modules["tail"](features), batch.y)
+        with self.meter.phase("client_backward", self.id):
+            loss.backward()
+        self.note({"loss": loss.detach()})
+        assert features.grad is not None
+        return (yield Message("feature_grad", {"feature_grad": features.grad}, {}, self.id, self.step, reply))  # type: ignore[arg-type]
+
+    def update(self, loss: Tensor | None = None, z: Smashed | None = None, cut_grad: Mapping[str, Tensor] | None = None) -> None:
+        """Backward from the local loss and from the gradient at the cut in one pass, then ONE optimizer step.
+
+        `cut_grad` holds the role cut_grad and cut_grad/<name>, as the server sent them.
+        """
+        roots = [] if loss is None else [loss]
+        grads: list[Tensor | None] = [None] * len(roots)
+        if z is not None and cut_grad is not None:
+            for role, tensor in z.tensors("cut_grad").items():
+                if role in cut_grad and tensor.requires_grad:
+                    roots.append(tensor)
+                    grads.append(cut_grad[role].to(tensor.dtype))
+        with self.meter.phase("client_backward", self.id):
+            torch.autograd.backward(roots, grads)
+            self.training.step(self.optimizer)
+
+    def owned(self) -> int:
+        return owned_bytes([self.modules], self.optimizer)
+
+    def note(self, record: Record) -> None:
+        """Add a step's record to the sums of this turn, on the device."""
+        for name, value in record.items():
+            self.totals[name] = self.totals.get(name, 0) + value.float()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return parameters and buffers of what travels, by <module>.<parameter>."""
+        return {f"{name}.{key}": value for name in self.travels for key, value in self.modules[name].state_dict().items()}
+
+    def receive(self, go: Message) -> None:
+        """Take what a go brings: weights into the existing modules, optimizer state as `hand_over` says."""
+        mine = self.weights()
+        arrived = {role.partition("/")[2]: t for role, t in go.tensors.items() if role.startswith("weights/")}
+        with torch.no_grad():
+            for name, tensor in arrived.items():
+                if name not in mine:
+                    raise BadInput(f"weights {name!r} arrived, which this client does not have; both ends need the same recipe")
+                mine[name].copy_(tensor)
+        if arrived and self.hand_over == "reset":
+            self.optimizer.state.clear()
+        if arrived and self.hand_over == "carry":
+            load_slots(self, {role: t for role, t in go.tensors.items() if role.startswith("optimizer/")})
+        self.version = int(go.numbers["version"])
+        self.give_back = int(go.numbers["return"])
+        self.training.set_round(self.optimizer, self.round)
+
+    def sync(self, done: bool) -> Message:
+        """Return the message that ends a turn, or says hello; it brings weights and records if they are wanted."""
+        tensors: dict[str, Tensor] = {}
+        numbers = {"done": float(done), "version": float(self.version), "weight": float(self.weight)}
+        if done:
+            role = {0: "", 1: "weights", 2: "evaluation"}[self.give_back]
+            if role:
+                tensors |= {f"{role}/{name}": value for name, value in self.weights().items()}
+            if self.give_back == 1 and self.hand_over == "carry":
+                tensors |= slots(self)
+            numbers |= {f"record/{name}": float(total) / self.counts[name] for name, total in self.totals.items()}
+            self.totals, self.counts = {}, {}
+        return Message("sync", tensors, numbers, self.id, self.round)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that must survive between batches."""
+        return {
+            "round": self.round, "step": self.step, "version": self.version, "give_back": self.give_back,
+            "modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "totals": self.totals, "counts": self.counts,
+        }  # fmt: skip
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.round, self.step, self.version, self.give_back = (state[k] for k in ("round", "step", "version", "give_back"))
+        self.modules.load_state_dict(state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.totals, self.counts = dict(state["totals"]), dict(state["counts"])
+
+
+def _parameter_names(client: Client) -> dict[int, str]:
+    return {id(p): f"{name}.{key}" for name in client.travels for key, p in client.modules[name].named_parameters()}
+
+
+def slots(client: Client) -> dict[str, Tensor]:
+    """Return the optimizer's tensors by optimizer/<module>.<parameter>/<slot>."""
+    names = _parameter_names(client)
+    return {
+        f"optimizer/{names[id(p)]}/{slot}": value
+        for p, values in client.optimizer.state.items()
+        if id(p) in names
+        for slot, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_slots(client: Client, tensors: Mapping[str, Tensor]) -> None:
+    """Replace the optimizer's state by what travelled."""
+    parameters = {f"{n}.{key}": p for n in client.travels for key, p in client.modules[n].named_parameters()}
+    client.optimizer.state.clear()
+    for role, value in tensors.items():
+        _, name, slot = role.split("/")
+        client.optimizer.state[parameters[name]][slot] = value
+
+
+class Method(Protocol):
+    """Where the client's gradient comes from; one file and one row in METHODS (design: methods/__init__.py)."""
+
+    def step(self, client: Client, batch: Batch) -> Exchange[Record]: ...
+    def state(self) -> dict[str, Any]: ...
+    def load(self, state: Mapping[str, Any]) -> None: ...
+
+
+Batches = Callable[[int, int], Iterator[Batch]]
+
+
+def program(client: Client, method: Method, batches: Batches, checkpoint_every: int = 0) -> Exchange[None]:
+    """Run one client to the end of training: sync, turn, sync, ...; starts at (client.round, client.step).
+
+    `batches(round, step)` yields the batches of a round from a step on. Every `checkpoint_every` steps a mark is asked for.
+    """
+    go = yield client.sync(done=False)
+    while go is not None and not go.numbers["stop"]:
+        client.receive(go)
+        for batch in batches(client.round, client.step):
+            with client.meter.step("client", client.id, client.step == client.sample_step, client.owned):
+                client.note((yield from method.step(client, batch)))
+            client.step += 1
+            if checkpoint_every and client.step % checkpoint_every == 0:
+                yield Message("mark", {}, {}, client.id, client.step)
+        client.round, client.step = client.round + 1, 0
+        go = yield client.sync(done=True)

@@ -1,0 +1,152 @@
+"""Where the network is cut: bottom | top | tail, whose composition is the uncut model exactly."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import BadInput, unknown
+from .trace import divide_traced, is_in_place
+from .models import later_stages
+
+
+class Smashed(NamedTuple):
+    """What crosses the cut: `main` (N, *cut), the output of the block named by the cut, and any other tensors by name."""
+
+    main: Tensor
+    others: Mapping[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, output: "Tensor | Mapping[str, Tensor] | Smashed") -> "Smashed":
+        """Return what a bottom gave as Smashed; raises BadInput where something else than tensors would cross."""
+        if isinstance(output, Smashed):
+            return output
+        values = dict(output) if isinstance(output, Mapping) else {"main": output}
+        for name, value in values.items():
+            if not isinstance(value, Tensor):
+                raise BadInput(f"{name!r}, a {type(value).__name__}, would cross the cut; cut where only tensors cross")
+        return cls(values.pop("main"), values)
+
+    def detach(self) -> "Smashed":
+        return Smashed(self.main.detach(), {name: value.detach() for name, value in self.others.items()})
+
+    def tensors(self, role: str) -> dict[str, Tensor]:
+        """Return the tensors by role: `role`, `role/<name>`, and context/<name> for integers, which have no gradient."""
+        named = {role: self.main}
+        for name, value in self.others.items():
+            named[f"{role}/{name}" if value.is_floating_point() else f"context/{name}"] = value
+        return named
+
+
+class Parts(NamedTuple):
+    """The parts of a cut model, or any modules of the user's own that compose.
+
+    `bottom` maps x to the smashed data (a tensor, or a dict with "main"), `top` takes them on; `tail`, where there is one,
+    takes the top's output. `later_stages`: widths of the stages that lie wholly behind the cut, for auxiliary heads.
+    """
+
+    bottom: nn.Module
+    top: nn.Module
+    tail: nn.Module | None = None
+    later_stages: tuple[int, ...] = ()
+
+    def recompose(self, x: Tensor) -> Tensor:
+        """Return what the uncut model would give for x."""
+        z = Smashed.of(self.bottom(x))
+        output: Tensor = self.top(z.main, **z.others)
+        return output if self.tail is None else self.tail(output)
+
+
+def cut(model: nn.Module, at: str, tail: str | None = None) -> Parts:
+    """Cut a model after the block `at` (and again after `tail`); the parts share the model's own modules.
+
+    A sequence of named blocks (nn.Sequential, nested) is cut in block order, every other model through torch.fx. `at` is a
+    block's path ("stage1.block2"), an alias ("block12", counted through the stages; "shallow"), or a module that was traced.
+    Raises BadInput for an unknown name, nothing left on one side, or parameters used on both sides.
+    """
+    sequence = is_sequence(model)
+    bottom, top = (divide_sequence if sequence else divide_traced)(model, _resolve(model, at))
+    end: nn.Module | None = None
+    if tail is not None:
+        path = _resolve(model, tail)
+        top, end = divide_sequence(top, path) if sequence else divide_traced(top, path, single=True)
+    _refuse_shared({"bottom": bottom, "top": top} | ({"tail": end} if end is not None else {}))
+    return Parts(bottom, top, end, later_stages(model, _resolve(model, at)))
+
+
+def is_sequence(module: nn.Module) -> bool:
+    """Return whether a module's forward runs its children in order, nothing else."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def blocks(model: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Yield the paths after which a sequence of blocks can be cut, in order."""
+    for name, child in model._modules.items():
+        if is_sequence(child) and len(child._modules):  # type: ignore[arg-type]
+            yield from blocks(child, f"{prefix}{name}.")  # type: ignore[arg-type]
+        yield prefix + name
+
+
+def aliases(model: nn.Module) -> dict[str, str]:
+    """Return the other names of a model's cuts: block<i> counted through the stages from 1, and its own (shallow ...)."""
+    counted = [path for path in blocks(model) if path.rpartition(".")[2].startswith("block")] if is_sequence(model) else []
+    return {f"block{i}": path for i, path in enumerate(counted, 1)} | dict(getattr(model, "cuts", {}))
+
+
+def _resolve(model: nn.Module, at: str) -> str:
+    return aliases(model).get(at, at)
+
+
+def divide_sequence(model: nn.Module, at: str) -> tuple[nn.Sequential, nn.Sequential]:
+    """Divide nested sequences after the block `at`; both sides keep the uncut model's names."""
+    if at not in (legal := list(blocks(model))):
+        raise unknown("cut", at, legal + list(aliases(model)))
+    before, after = _divide(model, at.split("."))
+    if not len(after):
+        raise BadInput(f"the cut {at!r} leaves nothing for the server; cut earlier")
+    return before, after
+
+
+def _divide(model: nn.Module, path: list[str]) -> tuple[nn.Sequential, nn.Sequential]:
+    before: OrderedDict[str, nn.Module] = OrderedDict()
+    after: OrderedDict[str, nn.Module] = OrderedDict()
+    side = before
+    # _modules, because named_children() leaves out a module that stands in two places
+    for name, child in model._modules.items():
+        assert child is not None
+        if name != path[0]:
+            side[name] = child
+            continue
+        side = after
+        if not path[1:]:
+            before[name] = child
+            continue
+        before[name], rest = _divide(child, path[1:])
+        if len(rest):
+            after[name] = rest
+    sides = nn.Sequential(before), nn.Sequential(after)
+    for part in sides:
+        part.training = model.training
+    return sides
+
+
+def _refuse_shared(parts: Mapping[str, nn.Module]) -> None:
+    owner: dict[int, tuple[str, str]] = {}
+    for part, module in parts.items():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            other, first = owner.setdefault(id(tensor), (part, name))
+            if other != part:
+                raise BadInput(
+                    f"{first!r} of the {other} is {name!r} of the {part}: one tensor on both sides of the cut; untie it or cut elsewhere"
+                )
+
+
+def starts_in_place(top: nn.Module) -> bool:
+    """Return whether a top may overwrite its input, which a received leaf does not allow; it is then given a copy."""
+    if isinstance(top, torch.fx.GraphModule):
+        return any(is_in_place(top, user) for node in top.graph.nodes if node.op == "placeholder" for user in node.users)
+    while is_sequence(top) and len(top._modules):
+        top = next(iter(top.children()))
+    return any(getattr(module, "inplace", False) for module in top.modules())

@@ -1,0 +1,47 @@
+"""Accuracy of the recomposed parts on a whole evaluation set."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cut import Smashed
+from .data.sources import Source
+from .task import Task
+
+
+def recomposed(
+    modules: Mapping[str, nn.Module],
+    source: Source,
+    task: Task,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    place: Callable[[Tensor], Tensor] = lambda x: x,
+    batch_size: int = 500,
+) -> dict[str, float]:
+    """Return the task's metrics of tail(top(bottom(x))) over every sample, and the auxiliary head's as auxiliary_<metric>.
+
+    Eval mode, no augmentation, no codec; the modules' modes are put back. `place` lays out a batch of inputs.
+    """
+    was = {name: module.training for name, module in modules.items()}
+    outputs: dict[str, list[Tensor]] = {"": []}
+    targets = []
+    try:
+        for module in modules.values():
+            module.eval()
+        with torch.no_grad(), autocast():
+            for index in torch.arange(len(source)).split(batch_size):
+                batch = source.batch(index, None)
+                z = Smashed.of(modules["bottom"](place(batch.x)))
+                output = modules["top"](z.main, **z.others)
+                outputs[""].append(modules["tail"](output) if "tail" in modules else output)
+                if "auxiliary" in modules:
+                    outputs.setdefault("auxiliary_", []).append(modules["auxiliary"](z.main))
+                targets.append(batch.y)
+    finally:
+        for name, module in modules.items():
+            module.train(was[name])
+    y = torch.cat(targets)
+    joined = {prefix: torch.cat(values).float() for prefix, values in outputs.items()}
+    return {f"{prefix}{name}": metric(values, y) for prefix, values in joined.items() for name, metric in task.metrics.items()}

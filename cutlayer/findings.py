@@ -1,0 +1,260 @@
+"""Runs as read, sorted into configurations, and what their records say in words: failures, what to try, what was saved."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+CUT_ROLES = ("smashed", "cut_grad", "features", "feature_grad")  # what crosses at a cut, batch after batch
+ANSWERS = ("cut_grad", "features", "loss")  # what comes down in answer to a batch
+APART = ("scheme", "name", "seed", "data_dir", "options")  # fields that say nothing about the configuration
+
+
+class Run(NamedTuple):
+    """A run as its folder holds it: `summary` of summary.json, `records` of records.jsonl, and a label for the reader."""
+
+    summary: dict[str, Any]
+    records: list[dict[str, Any]]
+    label: str = ""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The flat fields of the recipe."""
+        return self.summary.get("recipe") or {}
+
+    @property
+    def metric(self) -> str:
+        """The name of the figure that is evaluated, in the records too."""
+        return str(self.summary.get("metric") or "accuracy")
+
+
+class Group(NamedTuple):
+    """One configuration: its number and letter (none if it is alone), its label, and its runs, one per seed."""
+
+    number: int
+    letter: str
+    label: str
+    runs: list[Run]
+
+    @property
+    def short(self) -> str:
+        """What stands at a curve: the letter, and the label's values where they are few."""
+        values = " ".join(part.partition("=")[2] or part for part in self.label.split(", "))
+        return self.letter + (f" {values}" if len(values) <= 16 else "")
+
+
+class Finding(NamedTuple):
+    """One statement about a run; `kind` names it across seeds, and `good` is False where something should be tried."""
+
+    kind: str
+    good: bool
+    text: str
+
+
+def payload(run: Run, direction: str, roles: Iterable[str] | None = None) -> int:
+    """Return the payload bytes that went "up" or "down" in some roles; without roles in all but the evaluation."""
+    table = (run.summary.get("bytes") or {}).get(direction) or {}
+    return sum(n["payload"] for role, n in table.items() if (role in roles if roles is not None else role != "evaluation"))
+
+
+def series(run: Run, name: str) -> tuple[list[int], list[float]]:
+    """Return the rounds (from 1) that recorded a figure, and the figure there."""
+    found = [(r["round"] + 1, float(r[name])) for r in run.records if isinstance(r.get(name), int | float)]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def human(number: float | None, unit: str = "B") -> str:
+    """Return a number with a decimal prefix and three digits, as in "16.4 MB"; a dash for None."""
+    if number is None:
+        return "-"
+    if number == 0:
+        return f"0 {unit}".strip()
+    power = min(4, int(max(0.0, math.log10(abs(number))) / 3))
+    if power < 4 and round(abs(number) / 1000**power, 1) >= 1000:
+        power += 1
+    scaled = number / 1000**power
+    digits = 0 if power == 0 and float(number).is_integer() else max(0, 2 - int(math.log10(max(1.0, abs(scaled)))))
+    return f"{scaled:,.{digits}f} {['', 'k', 'M', 'G', 'T'][power]}{unit}".strip()
+
+
+def word(value: Any) -> str:
+    """Return the value of a recipe field as a reader writes it."""
+    if isinstance(value, dict):
+        return " ".join(f"{role} {name}" for role, name in value.items()) or "none"
+    return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def differences(runs: Sequence[Run]) -> list[str]:
+    """Return the fields in which recipes differ; a field that some lack, as another method's option, is none by that alone."""
+    names = dict.fromkeys(k for run in runs for k in run.recipe if k not in APART)
+    return [k for k in names if len({word(run.recipe[k]) for run in runs if k in run.recipe}) > 1]
+
+
+def groups_of(runs: Sequence[Run]) -> list[Group]:
+    """Return the configurations in order of appearance, seeds together; the same seed again is a configuration of its own."""
+    fields, sorted_out = differences(runs), dict[tuple[str, int], list[Run]]()
+    named = len({run.recipe.get("name") for run in runs} - {"", None}) > 1
+    for run in runs:
+        parts = [f"{k}={word(run.recipe[k])}" for k in fields if k in run.recipe]
+        label = run.label or (named and run.recipe.get("name")) or ", ".join(parts)
+        label = label or run.recipe.get("name") or run.recipe.get("scheme") or run.recipe.get("method") or "run"
+        again = 0
+        while any(run.summary.get("seed") == other.summary.get("seed") for other in sorted_out.get((label, again), [])):
+            again += 1
+        sorted_out.setdefault((label, again), []).append(run)
+    made = []
+    for i, ((label, again), members) in enumerate(sorted_out.items()):
+        letter = "" if len(sorted_out) == 1 else ascii_uppercase[i % 26] + str(i // 26 or "")
+        made.append(Group(i, letter, label + (f" ({again + 1})" if again else ""), members))
+    return made
+
+
+def findings(run: Run) -> list[str]:
+    """Return what the records of a run say, worst first, each statement with what to try."""
+    return [finding.text for finding in found(run)]
+
+
+def found(run: Run) -> list[Finding]:
+    """Return the findings of one run with their kinds, troubles before good news."""
+    rules: tuple[Callable[[Run], Finding | None], ...] = (
+        _loss,
+        _chance,
+        _activations,
+        _rank,
+        _stall,
+        _cosine,
+        _memory,
+        _one_way,
+    )
+    return sorted((f for rule in rules if (f := rule(run)) is not None), key=lambda f: f.good)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _loss(run: Run) -> Finding | None:
+    rounds, values = series(run, "train_loss")
+    broken = [x for x, y in zip(rounds, values, strict=True) if not math.isfinite(y)]
+    if broken:
+        return Finding("loss", False, f"train_loss is not a finite number from round {broken[0]} on. Lower lr, or set clip.")
+    if len(values) < 2:
+        return None
+    low, last = min(values), values[-1]
+    if last < 3 * low or last < values[0]:
+        return None
+    where = rounds[values.index(low)]
+    said = f"train_loss rose from {low:.3g} (round {where}) to {last:.3g} (round {rounds[-1]})."
+    return Finding("loss", False, f"{said} Lower lr, set clip, or begin with warmup_rounds.")
+
+
+def _chance(run: Run) -> Finding | None:
+    counts = [sum(column) for column in zip(*(run.summary.get("class_counts") or []), strict=False)]
+    rounds, values = series(run, run.metric)
+    if len(counts) < 2 or not sum(counts) or not values or "accuracy" not in run.metric:
+        return None
+    chance = max(counts) / sum(counts)  # of a model that always answers the most frequent class
+    limit = chance + max(0.01, 0.1 * chance)
+    if values[-1] > limit:
+        return None
+    peak = max(values)
+    past = f" after {peak:.1%} in round {rounds[values.index(peak)]}: it fell back" if peak > 2 * limit else ""
+    said = f"{run.metric} is {values[-1]:.1%} in round {rounds[-1]}, where guessing gives {chance:.1%}{past}."
+    return Finding("chance", False, f"{said} Try another lr, more rounds, and check that the labels belong to the samples.")
+
+
+def _stall(run: Run) -> Finding | None:
+    _, mine = series(run, f"auxiliary_{run.metric}")
+    _, server = series(run, run.metric)
+    half = len(mine) // 2
+    if half < 2 or len(server) != len(mine) or server[-1] > 0.95:
+        return None
+    gain, other = (_mean(values[-2:]) - _mean(values[half - 1 : half + 1]) for values in (mine, server))
+    if gain < 0.02 or other > 0.25 * gain:
+        return None
+    said = f"In the second half auxiliary_{run.metric} rose by {100 * gain:.1f} points and the server's by {100 * other:.1f}."
+    advice = "The bottom learns what only its own head can use: try a later cut, a smaller auxiliary head,"
+    return Finding("stall", False, f"{said} {advice} reconstruction, or lambda_weight above 0.")
+
+
+def _rank(run: Run) -> Finding | None:
+    rounds, values = series(run, "effective_rank")
+    if len(values) < 2 or values[-1] > 0.5 * max(values):
+        return None
+    said = f"effective_rank at the cut fell from {max(values):.1f} to {values[-1]:.1f} (round {rounds[-1]})."
+    advice = "Little is left for the server: try a smaller auxiliary head, reconstruction, or a lower weight_decay."
+    return Finding("rank", False, f"{said} {advice}")
+
+
+def _cosine(run: Run) -> Finding | None:
+    _, values = series(run, "gradient_cosine")
+    late = values[len(values) // 2 :]
+    if len(late) < 3 or sum(y < 0 for y in late) < 0.8 * len(late):
+        return None
+    said = f"gradient_cosine is {_mean(late):.2f} on average in the second half: the local loss works against the server's."
+    return Finding("cosine", False, f"{said} Try lambda_weight above 0, or a later cut.")
+
+
+def _activations(run: Run) -> Finding | None:
+    rounds, values = series(run, "activation_norm")
+    if len(values) < 2 or (math.isfinite(values[-1]) and values[-1] < 10 * values[0]):
+        return None
+    said = f"activation_norm at the cut went from {values[0]:.3g} to {values[-1]:.3g} (round {rounds[-1]})."
+    return Finding("activations", False, f"{said} Lower lr, set clip or weight_decay, or cut after a normalisation.")
+
+
+def _memory(run: Run) -> Finding | None:
+    peak = run.summary.get("peak_memory_bytes") or {}
+    client, server = peak.get("client", 0), peak.get("server", 0)
+    if not client or not server or client < server:
+        return None
+    said = f"The client's peak memory ({human(client)}) is not below the server's ({human(server)})."
+    return Finding("memory", False, f"{said} Cut earlier, or take a smaller auxiliary head or batch_size.")
+
+
+def _one_way(run: Run) -> Finding | None:
+    down, smashed = (run.summary.get("bytes") or {}).get("down") or {}, payload(run, "up", ["smashed"])
+    if not smashed or payload(run, "down", ANSWERS):
+        return None
+    rest, evaluation = payload(run, "down"), payload(run, "down", ["evaluation"])
+    if not rest:
+        tail = f" ({human(evaluation)})" if evaluation else ""
+        what = f"nothing came down but evaluation{tail}" if evaluation else "nothing came down"
+        return Finding("one way", True, f"{what.capitalize()}: {human(smashed)} of activations went up and got no answer.")
+    roles = " and ".join(role for role, n in down.items() if n["payload"] and role != "evaluation")
+    said = f"No batch was answered: {human(smashed)} of activations went up, and only {roles} ({human(rest)}) came down."
+    return Finding("one way", True, said)
+
+
+def baseline(run: Run, runs: Sequence[Run]) -> Run | None:
+    """Return the conventional run (method backprop) nearest to this one, of the same data and rounds, or None."""
+    same = [r for r in runs if r.recipe.get("method") == "backprop" and r.summary.get("rounds") == run.summary.get("rounds")]
+    same = [r for r in same if all(r.recipe.get(k) == run.recipe.get(k) for k in ("data", "num_train", "local_epochs"))]
+    if run.recipe.get("method") in (None, "backprop") or not same:
+        return None
+    return min(same, key=lambda r: (len(differing(run, r)), r.recipe.get("seed") != run.recipe.get("seed")))
+
+
+def differing(run: Run, other: Run) -> list[str]:
+    """Return the fields that both recipes have with different values, beside method and seed."""
+    mine, theirs = run.recipe, other.recipe
+    return [k for k in mine if k in theirs and mine[k] != theirs[k] and k not in (*APART, "method")]
+
+
+def against(run: Run, other: Run, name: str = "the conventional run") -> list[Finding]:
+    """Return what a run saved, or did not, beside a conventional run: bytes at the cut, all bytes, client memory."""
+    made = []
+    also = f" (they also differ in {', '.join(fields)})" if (fields := differing(run, other)) else ""
+    cut, other_cut = (payload(r, "up", CUT_ROLES) + payload(r, "down", CUT_ROLES) for r in (run, other))
+    total, other_total = (payload(r, "up") + payload(r, "down") for r in (run, other))
+    if cut and other_cut and total and other_total:
+        half = "exactly half" if 2 * cut == other_cut else f"{cut / other_cut:.4g} times"
+        said = f"The bytes at the cut are {half} those of {name}: {cut:,} against {other_cut:,}{also}."
+        rest = f"With labels and weights it is {total:,} against {other_total:,} bytes, a ratio of {total / other_total:.4f}."
+        made.append(Finding("bytes", cut < other_cut, f"{said} {rest}"))
+    mine, theirs = ((r.summary.get("peak_memory_bytes") or {}).get("client", 0) for r in (run, other))
+    if mine and theirs and not fields:
+        verdict = f"The client's peak memory is {'' if mine < theirs else 'not '}below that of {name}"
+        advice = "" if mine < theirs else " The auxiliary head costs more than the answer saves: make it smaller."
+        made.append(Finding("client memory", mine < theirs, f"{verdict}: {human(mine)} against {human(theirs)}.{advice}"))
+    return made

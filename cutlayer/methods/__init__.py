@@ -1,0 +1,18 @@
+"""The methods: where the client's gradient comes from. A new one is one file and one row here."""
+
+from typing import Any, NamedTuple
+
+from . import auxiliary_loss, backprop
+
+
+class Entry(NamedTuple):
+    """A row of the table: the class, and one line about it."""
+
+    build: Any
+    line: str
+
+
+METHODS: dict[str, Entry] = {
+    "backprop": Entry(backprop.Backprop, "conventional split learning: the server returns the gradient at the cut"),
+    "auxiliary_loss": Entry(auxiliary_loss.AuxiliaryLoss, "decoupled: a local loss at the cut, nothing comes back (lambda mixes)"),
+}

@@ -1,0 +1,77 @@
+"""Decoupled split learning: the client trains on the loss of a small auxiliary head at the cut (arXiv 2601.19261)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..auxiliary import AuxiliaryOptions, add_auxiliary
+from ..client import Client, Record
+from ..cut import Smashed
+from ..task import Batch
+from ..wire import Exchange
+
+
+@dataclass(frozen=True)
+class Options(AuxiliaryOptions):
+    """The auxiliary head (AuxiliaryOptions), and what more is sent or asked for.
+
+    lambda_weight: weight of the server's gradient at the cut (0: nothing comes back); lambda_every: on every k-th step only;
+    lambda_compensate: times k on those steps, so that the time average stays; send_every: activations every h-th step.
+    """
+
+    lambda_weight: float = 0.0
+    lambda_every: int = 1
+    lambda_compensate: bool = False
+    send_every: int = 1
+
+
+class AuxiliaryLoss:
+    """z up, local loss, one update; the server learns from z and answers nothing.
+
+    Where the paper's text says that lambda scales the auxiliary loss, its formula scales the server's: the formula is taken.
+    The head trains on the weighted sum like the bottom does. Its period is a parameter of its own.
+    """
+
+    Options: ClassVar[type] = Options
+    needs_labels: ClassVar[bool] = False
+
+    def __init__(self, options: Options, client: Client) -> None:
+        self.options = options
+        self.seen = 0
+        add_auxiliary(options, client)
+
+    @staticmethod
+    def comes_back(options: Options) -> bool:
+        return options.lambda_weight != 0
+
+    def local(self, client: Client, z: Smashed, batch: Batch) -> tuple[Tensor | None, Record]:
+        """Return the weighted local loss (None if nothing is weighted) and its terms."""
+        weights = {"auxiliary": self.options.aux_weight, "decoder": self.options.reconstruction_weight}
+        terms = {name: client.loss(name, z, batch) for name in client.losses if weights[name]}
+        total = torch.stack([weights[name] * term.float() for name, term in terms.items()]).sum() if terms else None
+        return total, {f"{name}_loss": term.detach() for name, term in terms.items()}
+
+    def step(self, client: Client, batch: Batch) -> Exchange[Record]:
+        o, t = self.options, self.seen
+        self.seen += 1
+        z = client.forward(batch)
+        asks = o.lambda_weight != 0 and t % o.lambda_every == 0
+        reply = None
+        if asks or t % o.send_every == 0:
+            reply = yield from client.uplink(z, batch, gradient=asks)
+        loss, record = self.local(client, z, batch)
+        if reply is None:
+            client.update(loss)
+        else:
+            weight = o.lambda_weight * (o.lambda_every if o.lambda_compensate else 1)
+            client.update(loss, z, {role: weight * grad for role, grad in reply.tensors.items()})
+        return record
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.seen = state["seen"]

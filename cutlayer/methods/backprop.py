@@ -1,0 +1,41 @@
+"""Conventional split learning: the gradient at the cut comes back from the server (Gupta & Raskar, arXiv 1810.06060)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..client import Client, Record
+from ..task import Batch
+from ..wire import Exchange
+
+
+@dataclass(frozen=True)
+class Options:
+    """Nothing to choose."""
+
+
+class Backprop:
+    """z up, its gradient down, one update: equal to training the uncut model."""
+
+    Options: ClassVar[type] = Options
+    needs_labels: ClassVar[bool] = False
+
+    def __init__(self, options: Options, client: Client) -> None:
+        pass
+
+    @staticmethod
+    def comes_back(options: Options) -> bool:
+        return True
+
+    def step(self, client: Client, batch: Batch) -> Exchange[Record]:
+        z = client.forward(batch)
+        reply = yield from client.uplink(z, batch)
+        assert reply is not None
+        client.update(z=z, cut_grad=reply.tensors)
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        pass

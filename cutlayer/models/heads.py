@@ -1,0 +1,156 @@
+"""Auxiliary networks: small classifiers that train the bottom from what it would send, without the server."""
+
+import math
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from ..errors import BadInput
+from ..task import Task
+from .blocks import BasicBlock, Entry, builder, chain, check_shape, conv_bn_relu, global_pool
+from .decoders import build_decoder as build_decoder
+
+# Without later stages the width is doubled, up to here: two doublings from 512 would cost 75 million parameters.
+WIDEST = 512
+
+
+class TokenMean(nn.Module):
+    """The mean over tokens, (N, T, D) to (N, D)."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.mean(1)
+
+
+def _is_map(task: Task) -> bool:
+    if len(task.cut_shape) > 3:
+        raise BadInput(
+            f"only the auxiliary head 'linear' takes activations of shape {task.cut_shape}; use it, or cut where they "
+            "are a vector (D,), a sequence (T, D) or maps (C, H, W)"
+        )
+    return len(task.cut_shape) == 3
+
+
+def _to_vector(task: Task) -> list[nn.Module]:
+    return [TokenMean()] if len(task.cut_shape) == 2 else []
+
+
+def _doubled(width: int) -> int:
+    return min(2 * width, max(width, WIDEST))
+
+
+def _stage_widths(task: Task) -> tuple[int, ...]:
+    once = _doubled(task.cut_shape[0])
+    return task.later_stages or (once, _doubled(once))
+
+
+def _classifier(layers: Iterable[tuple[str, nn.Module]], channels: int, task: Task) -> nn.Module:
+    return chain([*layers, ("pool", global_pool()), ("linear", nn.Linear(channels, task.num_classes))])
+
+
+def _perceptron(task: Task, hidden: int) -> nn.Module:
+    features = task.cut_shape[-1]
+    if features < 2:
+        raise BadInput("a layer norm makes one feature constant; use the auxiliary head 'linear' for this cut")
+    layers = [nn.LayerNorm(features), nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, task.num_classes)]
+    return nn.Sequential(*_to_vector(task), *layers)
+
+
+def linear(task: Task, depth: int, width: int) -> nn.Module:
+    """Return flattening and one linear layer, as the text of arXiv 2601.19261; it diverged at learning rate 0.1."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(task.cut_shape), task.num_classes))
+
+
+def pool_linear(task: Task, depth: int, width: int) -> nn.Module:
+    """Return the mean over positions or tokens and one linear layer."""
+    if _is_map(task):
+        return _classifier([], task.cut_shape[0], task)
+    return nn.Sequential(*_to_vector(task), nn.Linear(task.cut_shape[-1], task.num_classes))
+
+
+def mlp(task: Task, depth: int, width: int) -> nn.Module:
+    """Return pooling to 2x2 (a mean over tokens), `depth` times linear, batch norm and ReLU of `width`, a linear layer.
+
+    The head of the authors' code for arXiv 2601.19261; theirs left its first layer, made on first use, out of the
+    optimizer, ours is sized from the cut. Raises BadInput unless depth and width are positive.
+    """
+    if depth < 1 or width < 1:
+        raise BadInput(f"auxiliary head 'mlp' needs depth and width of 1 or more, not {depth}, {width}; or pool_linear")
+    layers = _to_vector(task)
+    features = task.cut_shape[-1]
+    if _is_map(task):
+        # A smaller map keeps its size: stretching it to 2x2 would only repeat its values.
+        sides = (min(2, task.cut_shape[1]), min(2, task.cut_shape[2]))
+        layers += [nn.AdaptiveAvgPool2d(sides), nn.Flatten()]
+        features = task.cut_shape[0] * sides[0] * sides[1]
+    for _ in range(depth):
+        layers += [nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU()]
+        features = width
+    return nn.Sequential(*layers, nn.Linear(features, task.num_classes))
+
+
+def _thin_blocks(task: Task) -> list[tuple[str, nn.Module]]:
+    channels, *_ = task.cut_shape
+    layers: list[tuple[str, nn.Module]] = []
+    for number, width in enumerate(_stage_widths(task), 1):
+        layers.append((f"block{number}", BasicBlock(channels, width, 2)))
+        channels = width
+    return layers
+
+
+def block(task: Task, depth: int, width: int) -> nn.Module:
+    """Return a residual block of stride 2 and that stage's width per later stage, global pooling and a linear layer.
+
+    Without later stages: two blocks that double the width, not past 512. Vectors (D,) and, after the mean over tokens,
+    sequences (T, D): layer norm, linear to D, GELU, linear.
+    """
+    if not _is_map(task):
+        return _perceptron(task, task.cut_shape[-1])
+    return _classifier(_thin_blocks(task), _stage_widths(task)[-1], task)
+
+
+def lite(task: Task, depth: int, width: int) -> nn.Module:
+    """Return `block` behind average pooling by 2, a quarter of its cost; for vectors and sequences half as wide."""
+    if not _is_map(task):
+        return _perceptron(task, max(1, task.cut_shape[-1] // 2))
+    # An axis of length 1 has nothing left to pool.
+    by = (min(2, task.cut_shape[1]), min(2, task.cut_shape[2]))
+    return _classifier([("shrink", nn.AvgPool2d(by)), *_thin_blocks(task)], _stage_widths(task)[-1], task)
+
+
+def wide(task: Task, depth: int, width: int) -> nn.Module:
+    """Return a 3x3 convolution of stride 2 and a residual block per later stage, global pooling and a linear layer.
+
+    The first width is twice the cut's and at least 64, each next one the double, not past 512 if the cut is not; for
+    ResNet-20 64 and 128 at the shallow cut, 64 at the deep one. Vectors and sequences: `block` four times as wide.
+    """
+    if not _is_map(task):
+        return _perceptron(task, 4 * task.cut_shape[-1])
+    channels = task.cut_shape[0]
+    layers: list[tuple[str, nn.Module]] = []
+    for number in range(1, len(_stage_widths(task)) + 1):
+        broad = max(64, _doubled(channels))
+        layers.append((f"down{number}", chain(conv_bn_relu(channels, broad, 2))))
+        layers.append((f"block{number}", BasicBlock(broad, broad)))
+        channels = broad
+    return _classifier(layers, channels, task)
+
+
+HEADS: dict[str, Entry] = {
+    "linear": Entry(linear, "flatten and one linear layer: the paper's text"),
+    "pool_linear": Entry(pool_linear, "mean over positions or tokens and one linear layer"),
+    "mlp": Entry(mlp, "2x2 pooling and hidden layers with batch norm: the authors' code"),
+    "lite": Entry(lite, "average pooling by 2, then as block: a quarter of its cost"),
+    "block": Entry(block, "one thin residual block per stage behind the cut"),
+    "wide": Entry(wide, "a convolution and a residual block, at least 64 wide, per stage behind the cut"),
+}
+
+
+def build_head(name: str, task: Task, *, depth: int = 3, width: int = 256) -> nn.Module:
+    """Return the named auxiliary head, activations (N, *task.cut_shape) to logits (N, task.num_classes).
+
+    `depth` and `width` are the hidden layers of `mlp`; the others take their sizes from the cut. Raises BadInput for an
+    unknown name, with the legal ones, and for a cut that the head cannot take.
+    """
+    build = builder("auxiliary", name, HEADS)
+    check_shape(task.cut_shape, "task.cut_shape", "set it to the shape of one sample's activations at the cut")
+    return build(task, depth, width)

@@ -1,0 +1,221 @@
+"""What a run leaves behind: records as they come, marks, the summary, weights, and events for TensorBoard."""
+
+import json
+import platform
+import subprocess
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import checkpoint
+from .cut import Parts, Smashed
+from .data.partition import Partition, save as save_partition
+from .meter import PHASES, Direction, Meter
+from .parties import Parties
+from .recipes.recipe import Recipe, to_toml
+from .transports.inprocess import Tap
+from .wire import Packed, dumps
+
+
+@dataclass
+class Result:
+    """A finished run: `summary` and `records` as in OUT/, the trained modules by name, and where it was written."""
+
+    summary: dict[str, Any]
+    records: list[dict[str, Any]]
+    modules: dict[str, nn.Module] = field(repr=False)
+    out: Path | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """The trained bottom, top and tail."""
+        return Parts(self.modules["bottom"], self.modules["top"], self.modules.get("tail"))
+
+    def report(self, path: str | Path) -> Path:
+        """Write this run's page of figures, which needs no network to be read, and return its path."""
+        from .report import Run, write
+
+        return write([Run(self.summary, self.records)], Path(path))
+
+
+class Outputs:
+    """Writes OUT/ while a run goes on; without a folder it only remembers."""
+
+    def __init__(self, recipe: Recipe, out: Path | None, clients: Partition, release: str) -> None:
+        self.recipe, self.out, self.clients, self.release = recipe, out, clients, release
+        self.records: list[dict[str, Any]] = []
+        self.elapsed, self.began = 0.0, time.perf_counter()
+        self.marks = 0
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "recipe.toml").write_text(to_toml(recipe.flat()))
+            save_partition(clients, out / "partition.json")
+            if not checkpoint.marks(out / "marks"):
+                (out / "records.jsonl").write_text("")
+
+    def seconds(self) -> float:
+        return self.elapsed + time.perf_counter() - self.began
+
+    def round(self, record: dict[str, Any], meter: Meter) -> None:
+        """Add a finished round: its figures, and cumulated bytes and seconds."""
+        table = meter.bytes_by_role()
+        record["bytes"] = {d: {role: cell["payload"] for role, cell in roles.items()} for d, roles in table.items()}
+        record["seconds"] = {name: meter.seconds.get(name, 0.0) for name in PHASES}
+        record["seconds_total"] = self.seconds()
+        self.records.append(record)
+        self._write_records()
+
+    def _write_records(self) -> None:
+        if self.out is not None:
+            (self.out / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.records))
+
+    def mark(self, parties: Parties, done: int) -> None:
+        """Write a mark from which the run goes on, bit for bit."""
+        if self.out is None:
+            return
+        mine = {"records": json.dumps(self.records), "elapsed": self.seconds(), "marks": self.marks + 1}
+        self.marks += 1
+        checkpoint.save(self.out / "marks", f"{self.marks:08d}", {"parties": parties.state(), "outputs": mine, "done": done})
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.records, self.elapsed, self.marks = json.loads(state["records"]), state["elapsed"], state["marks"]
+        self._write_records()
+
+    def tap(self) -> Tap | None:
+        """Return what writes every message to OUT/tap, if the recipe asks for it."""
+        if not self.recipe.tap or self.out is None:
+            return None
+        folder = self.out / "tap"
+        folder.mkdir(exist_ok=True)
+        count = len(list(folder.iterdir()))
+
+        def write(direction: Direction, packed: Packed) -> None:
+            nonlocal count
+            (folder / f"{count:08d}-{direction}-{packed.message.kind}.frame").write_bytes(dumps(packed))
+            count += 1
+
+        return write
+
+    def finish(self, parties: Parties) -> Result:
+        """Write the summary, the weights, the report and the events, and return the result."""
+        modules = parties.modules()
+        result = Result(self.summary(parties, modules), self.records, modules, self.out)
+        if self.out is not None:
+            (self.out / "weights").mkdir(exist_ok=True)
+            for name, module in modules.items():
+                save_file({k: v.contiguous() for k, v in module.state_dict().items()}, self.out / "weights" / f"{name}.safetensors")
+            result.report(self.out / "report.html")
+            self._events()
+            # last, because a run whose summary exists is done
+            (self.out / "summary.json").write_text(json.dumps(result.summary, indent=1))
+        return result
+
+    def _events(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        assert self.out is not None
+        writer = SummaryWriter(self.out / "events")  # type: ignore[no-untyped-call]
+        for record in self.records:
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "round":
+                    writer.add_scalar(name, value, record["round"] + 1)  # type: ignore[no-untyped-call]
+        writer.close()  # type: ignore[no-untyped-call]
+
+    def summary(self, parties: Parties, modules: dict[str, nn.Module]) -> dict[str, Any]:
+        """Return everything of summary.json."""
+        meter, task = parties.meter, parties.clients[0].task
+        metric = next(iter(task.metrics))
+        curve = [record[metric] for record in self.records if metric in record]
+        table: dict[str, Any] = dict(meter.bytes_by_role())
+        weights_down = table["down"].get("weights", {"payload": 0})["payload"]
+        table["client"] = {f"client{k}": n for k, n in sorted(meter.bytes_by_client().items())}
+        table["peer_hand_over"] = weights_down
+        source = self.clients.source
+        assert source is not None
+        return {
+            "metric": metric,
+            "accuracy_final": curve[-1] if curve else None,
+            "accuracy_last5": sum(curve[-5:]) / len(curve[-5:]) if curve else None,
+            "accuracy_peak": max(curve) if curve else None,
+            "rounds": len(self.records),
+            "bytes": table,
+            "input_bytes": sum(len(share) for share in self.clients.shares) * getattr(source, "sample_bytes", 0),
+            "seconds": {name: meter.seconds.get(name, 0.0) for name in PHASES},
+            "seconds_total": self.seconds(),
+            "peak_memory_bytes": {side: meter.peak.get(side, 0) for side in ("client", "server")},
+            "held_byte_seconds": {side: meter.held_byte_seconds(side) for side in ("client", "server")},  # type: ignore[arg-type]
+            "macs_per_sample": macs(modules, task.input_shape, parties),
+            "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
+            "num_clients": len(self.clients),
+            "samples": [len(share) for share in self.clients.shares],
+            "class_counts": [[int(n) for n in row] for row in self.clients.counts],
+            "seed": self.recipe.seed,
+            "release": self.release,
+            "recipe": self.recipe.flat(),
+            "digest": self.recipe.digest(),
+            **provenance(),
+        }
+
+
+def macs(modules: dict[str, nn.Module], input_shape: tuple[int, ...], parties: Parties) -> dict[str, int]:
+    """Return the multiply-adds of one sample's forward pass through each part (matrix products and convolutions)."""
+    device = next(modules["bottom"].parameters()).device
+    was = {name: module.training for name, module in modules.items()}
+    counts = {}
+    with torch.no_grad():
+        for module in modules.values():
+            module.eval()
+        values: dict[str, Smashed] = {}
+        x = torch.zeros(1, *input_shape, device=device)
+        for name in ("bottom", "auxiliary", "decoder", "top", "tail"):
+            if name not in modules:
+                continue
+            with FlopCounterMode(display=False) as counter:
+                if name == "bottom":
+                    values["z"] = Smashed.of(modules[name](x))
+                elif name == "tail":
+                    modules[name](values["features"].main)
+                else:
+                    z = values["z"]
+                    output = modules[name](z.main, **(z.others if name == "top" else {}))
+                    if name == "top":
+                        values["features"] = Smashed(output)
+            counts[name] = counter.get_total_flops() // 2
+    for name, module in modules.items():
+        module.train(was[name])
+    return counts
+
+
+def provenance() -> dict[str, Any]:
+    """Return commit, versions and machine, as every row of results carries them."""
+    root = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "--short=12", "HEAD") if (root.parent / ".git").exists() else ""
+    dirty = "+" if commit and git("status", "--porcelain", "--untracked-files=no") else ""
+    return {
+        "commit": (commit + dirty) or f"cutlayer {version('cutlayer')}",
+        "versions": {"cutlayer": version("cutlayer"), "torch": torch.__version__, "python": platform.python_version()},
+        "machine": {
+            "processor": _processor(), "threads": torch.get_num_threads(), "system": platform.system(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

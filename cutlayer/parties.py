@@ -1,0 +1,212 @@
+"""From a recipe, parts and shares of data to the parties: clients with their methods and batches, and their server."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import codecs
+from .client import Batches, Client, Method, Training
+from .cut import Parts, Smashed, starts_in_place
+from .data.partition import Partition
+from .data.sources import Source
+from .errors import BadInput
+from .meter import Meter
+from .named import find
+from .recipes.recipe import Recipe, method_class
+from .schedules import SCHEDULES
+from .server import Server
+from .streams import stream
+from .task import Batch, Task
+from .transports.inprocess import Ends
+
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Draw initial weights from a stream of their own and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, purpose).initial_seed())
+        yield
+
+
+def lr_factor(recipe: Recipe) -> Callable[[int], float]:
+    """Return the factor of the learning rate by round: linear warm-up, then constant, cosine to zero, or steps."""
+
+    def factor(round: int) -> float:
+        if round < recipe.warmup_rounds:
+            return (round + 1) / recipe.warmup_rounds
+        done = (round - recipe.warmup_rounds) / max(1, recipe.rounds - recipe.warmup_rounds)
+        if recipe.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        if recipe.lr_schedule == "steps":
+            return float(0.2 ** sum(round >= at * recipe.rounds for at in (0.3, 0.6, 0.8)))
+        return 1.0
+
+    return factor
+
+
+def training(recipe: Recipe) -> Training:
+    """Return how either side takes a step under a recipe."""
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if recipe.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+        )
+
+    device = torch.device(recipe.device).type
+    bf16 = recipe.precision == "bfloat16"
+    autocast = partial(torch.autocast, device, dtype=torch.bfloat16) if bf16 else nullcontext
+    return Training(make, lr_factor(recipe), recipe.clip, autocast)
+
+
+def placement(recipe: Recipe) -> Callable[[Tensor], Tensor]:
+    """Return what lays out a batch of inputs as the recipe's memory format says."""
+    if recipe.memory_format == "contiguous":
+        return lambda x: x
+    return lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def place_module(recipe: Recipe, module: nn.Module) -> nn.Module:
+    """Move a module to the recipe's device and memory format."""
+    if recipe.memory_format == "channels_last":
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module.to(recipe.device)
+
+
+def order(recipe: Recipe, n: int, client: int, round: int) -> list[Tensor]:
+    """Return the positions (B,) of each batch of one client in one round: a fresh permutation for each local epoch.
+
+    A last batch of a single sample is left out, because BatchNorm cannot train on it (algorithms.md 0.5).
+    """
+    batches = []
+    for epoch in range(recipe.local_epochs):
+        generator = stream(recipe.seed, "order", client, round * recipe.local_epochs + epoch)
+        split = list(torch.randperm(n, generator=generator).split(recipe.batch_size))
+        if len(split) > 1 and (len(split[-1]) == 1 or (recipe.drop_last and len(split[-1]) < recipe.batch_size)):
+            split.pop()
+        batches += split
+    return batches
+
+
+def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Callable[[], None] = lambda: None) -> Batches:
+    """Return a client's batches by (round, first step); order and augmentation are streams of the recipe's seed."""
+    place = placement(recipe)
+
+    def iterate(round: int, first: int) -> Iterator[Batch]:
+        for step, positions in enumerate(order(recipe, len(share), client, round)[first:], first):
+            batch = source.batch(share[positions], stream(recipe.seed, "augment", client, round, step))
+            yield batch._replace(x=place(batch.x))
+            tick()
+
+    return iterate
+
+
+def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
+    """Return the task with the shapes at the cut filled in, found by running two samples in eval mode."""
+    x = source.batch(torch.arange(min(2, len(source))), None).x
+    bottom = copy.deepcopy(parts.bottom).to(x.device).eval()
+    try:
+        with torch.no_grad():
+            z = Smashed.of(bottom(x)).main
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"the bottom cannot take inputs of shape {tuple(x.shape[1:])} ({reason}); choose another model or data set") from error
+    return replace(
+        task,
+        num_classes=source.num_classes,
+        input_shape=tuple(x.shape[1:]),
+        cut_shape=tuple(z.shape[1:]),
+        later_stages=parts.later_stages,
+        to_unit=source.to_unit,
+    )
+
+
+@dataclass
+class Parties:
+    """All of a run's parties, as one process holds them."""
+
+    clients: list[Client]
+    methods: list[Method]
+    batches: list[Batches]
+    server: Server
+    ends: Ends
+    meter: Meter
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the modules that a prediction needs, as the server can rebuild them from what it received."""
+        first = self.clients[0]
+        rebuilt = {name: module for name, module in first.modules.items() if name in first.travels}
+        if self.server.weights:
+            rebuilt = {name: copy.deepcopy(module) for name, module in rebuilt.items()}
+            for name, module in rebuilt.items():
+                mine = {k.partition(".")[2]: t for k, t in self.server.weights.items() if k.partition(".")[0] == name}
+                module.load_state_dict(mine)
+        return {**rebuilt, "top": self.server.top}
+
+    def state(self) -> dict[str, Any]:
+        both = zip(self.clients, self.methods, strict=True)
+        return {
+            "clients": [{"client": client.state(), "method": method.state()} for client, method in both],
+            "server": self.server.state(),
+            "meter": self.meter.state(),
+            "codecs": [[{role: codec.state() for role, codec in end.items()} for end in pair] for pair in self.ends],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        for client, method, saved in zip(self.clients, self.methods, state["clients"], strict=True):
+            client.load(saved["client"])
+            method.load(saved["method"])
+        self.server.load(state["server"])
+        self.meter.load(state["meter"])
+        for pair, saved_pair in zip(self.ends, state["codecs"], strict=True):
+            for end, saved_end in zip(pair, saved_pair, strict=True):
+                for role, codec in end.items():
+                    codec.load(saved_end[role])
+
+
+def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, tick: Callable[[], None]) -> Parties:
+    """Build the parties from copies of the parts; the parts themselves are left as they are."""
+    parts = Parts(*copy.deepcopy(tuple(parts)))
+    meter = Meter(recipe.device)
+    how = training(recipe)
+    kind, options = method_class(recipe.method), recipe.method_options()
+    built: list[Client] = []
+    methods: list[Method] = []
+    for k, share in enumerate(clients.shares):
+        own = {"bottom": parts.bottom} | ({"tail": parts.tail} if parts.tail is not None else {})
+        if built and recipe.hand_over == "shared":
+            own = dict(built[0].modules.items())
+        elif built:
+            own = copy.deepcopy(own)
+        sample = min(1, len(order(recipe, len(share), k, 0)) - 1)
+        with seeded(recipe.seed, "auxiliary"):
+            client = Client(
+                k, {n: place_module(recipe, m) for n, m in own.items()}, how, task, meter=meter, weight=len(share),
+                hand_over=recipe.hand_over, sample_step=sample,
+                optimizer=built[0].optimizer if built and recipe.hand_over == "shared" else None,
+            )  # fmt: skip
+            methods.append(kind(options, client))
+        for module in client.modules.values():
+            place_module(recipe, module)
+        built.append(client)
+    row = find("schedule", recipe.schedule, SCHEDULES)
+    server = Server(
+        place_module(recipe, parts.top), getattr(row, "build", row)(recipe), how, task, meter=meter,
+        copy_input=starts_in_place(parts.top), sample_step=min(client.sample_step for client in built),
+    )  # fmt: skip
+    ends = [(codecs.build(recipe.codec), codecs.build(recipe.codec)) for _ in built]
+    its_batches = [batches(recipe, source, share, k, tick) for k, share in enumerate(clients.shares)]
+    return Parties(built, methods, its_batches, server, ends, meter)
+
+
+def num_steps(recipe: Recipe, clients: Sequence[Tensor]) -> int:
+    """Return the training steps of a whole run."""
+    return recipe.rounds * sum(len(order(recipe, len(share), k, 0)) for k, share in enumerate(clients))

@@ -1,0 +1,35 @@
+"""Which fields do not go together, in one place, with the reason."""
+
+from .. import codecs
+from ..models import heads
+from ..named import find
+from .recipe import Recipe, method_class
+
+ROLES = ("smashed", "cut_grad", "features", "feature_grad", "weights")
+
+
+def refusal(recipe: Recipe) -> str | None:
+    """Return why a recipe's fields do not go together, or None; asked by the command line, `run` and the contract test."""
+    method, options = method_class(recipe.method), recipe.method_options()
+    returns = method.comes_back(options)
+    for role, name in recipe.codec.items():
+        if role not in ROLES:
+            return f"codec: {role!r} is no role that can be coded; those are {', '.join(ROLES)}"
+        find("codec", name, codecs.CODECS)
+    if "cut_grad" in recipe.codec and not returns:
+        return f"codec cut_grad = {recipe.codec['cut_grad']!r}: with method {recipe.method!r} no gradient returns; drop this codec"
+    if recipe.tail is None and {"features", "feature_grad"} & set(recipe.codec):
+        return "codec: features and feature_grad cross only where there is a tail; set tail or drop this codec"
+    if recipe.tail is not None and method.needs_labels:
+        return f"method {recipe.method!r} needs labels at the server, and with a tail they stay home; drop one of the two"
+    if recipe.nesterov and not (recipe.optimizer == "sgd" and recipe.momentum > 0):
+        return "nesterov needs optimizer = 'sgd' and momentum > 0"
+    if recipe.warmup_rounds >= recipe.rounds and recipe.lr_schedule == "cosine":
+        return f"warmup_rounds = {recipe.warmup_rounds} leaves no round of {recipe.rounds} for the cosine; lower it"
+    head = recipe.options.get("auxiliary")
+    if isinstance(head, str):
+        find("auxiliary", head, heads.HEADS)
+    for name in ("lambda_every", "send_every", "auxiliary_depth", "auxiliary_width"):
+        if recipe.options.get(name, 1) < 1:
+            return f"{name} = {recipe.options[name]}: must be 1 or more"
+    return None

@@ -1,0 +1,278 @@
+"""Finished runs -> a table, figures and findings on one HTML page that needs no network; never touches training."""
+
+import json
+import tomllib
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import BadInput
+from .findings import Finding, Group, Run, against, baseline, differences, findings, found, groups_of, human, payload, word
+
+__all__ = ["Run", "findings", "labels", "read", "rows", "write"]
+
+# Two-sided 95 % points of Student's t by degrees of freedom; beyond the table the last one, which is within 2 %.
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120
+)  # fmt: skip
+
+CSS = """
+:root{color-scheme:light}*{box-sizing:border-box}
+body{margin:0 auto;padding:2.2rem 1.4rem 3rem;max-width:1180px;background:#fff;color:#1f2328;font:15px/1.55 system-ui,"Helvetica Neue",Arial,sans-serif}
+h1{margin:0 0 .3rem;font-size:1.7rem;letter-spacing:-.01em}
+h2{margin:2.4rem 0 .7rem;padding-top:.9rem;border-top:1px solid #e3e6ea;font-size:1.15rem}
+.lead{margin:0 0 1.5rem;max-width:62rem;color:#3b4048;font-size:1.05rem}.note,dl{color:#57606a;font-size:.86rem}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
+.numbers{width:100%}th,td{padding:.42rem .6rem;border-bottom:1px solid #e3e6ea;text-align:right;vertical-align:top}
+.numbers td:not(:first-child){white-space:nowrap}th{color:#57606a;font-weight:600;vertical-align:bottom}
+thead th{border-bottom:2px solid #1f2328}tbody tr:last-child>*{border-bottom:2px solid #1f2328}
+th:first-child,td:first-child,.recipe th,.recipe td{text-align:left}td[title]{cursor:help}.best{font-weight:700}
+.numbers td:first-child{min-width:11rem}.recipe td{overflow-wrap:anywhere}.recipe .differs td{background:#fff6d6}
+.recipe td[colspan]{color:#57606a}
+.badge{display:inline-block;min-width:1.5em;margin-right:.5em;padding:0 .35em;border-radius:.3em;color:#fff;font-weight:700;text-align:center}
+.figures{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1.6rem 2rem}figure{margin:0;break-inside:avoid}
+figcaption{margin-bottom:.3rem;font-weight:600}figcaption span{color:#57606a;font-weight:400;font-size:.86rem}
+svg{display:block;width:100%;height:auto}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;margin:1rem 0 0}dt{font-weight:600;color:#3b4048}
+dd{margin:0}ul.found{margin:0;padding:0;list-style:none}
+.found li{margin:.45rem 0;padding:.4rem .8rem;border-left:4px solid #D55E00;background:#fdf3ec;break-inside:avoid}
+.found li.good{border-color:#009E73;background:#eef8f4}.found b{margin-right:.4em}
+@media(max-width:760px){body{padding:1.2rem .8rem;font-size:14px}.figures{grid-template-columns:minmax(0,1fr)}
+dl{display:block}dd{margin-bottom:.5rem}.numbers td:first-child{min-width:8.5rem}}
+@media print{@page{size:A4 landscape;margin:12mm}body{max-width:none;padding:0;font-size:10pt}table{font-size:8pt}
+th,td{padding:.25rem .35rem}.scroll{overflow:visible}h2{break-after:avoid}tr{break-inside:avoid}
+*{print-color-adjust:exact}}
+"""
+LEGEND = (
+    ("final, last 5, peak", "on the whole test set: after the last round, mean of the last five evaluations, best."),
+    ("bytes up, down", "payload of tensors from and to the clients in training; evaluation is left out. Hover for the exact number; "
+     "the wire adds a frame to every message. 1 MB is 1,000,000 bytes."),
+    ("peak memory", "measured on one batch per round: what backward keeps (saved tensors), parameters, gradients and optimizer "
+     "state; on a GPU the growth of allocated memory in place of saved tensors."),
+    ("multiply-adds", "of one sample's forward pass through all that a client holds: bottom, auxiliary head, decoder, tail."),
+    ("seconds", "wall-clock time of the whole run, all parties and the evaluation on one machine."),
+    ("±", "mean over seeds and half-width of the 95 % Student-t interval; hover for the single seeds."),
+)  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """What a field of the table shows, and the exact number behind it."""
+
+    text: str
+    exact: str = ""
+
+
+def read(folder: Path) -> Run:
+    """Return the run in OUT/; of one that is still going, its finished rounds. Raises BadInput where there are none."""
+    try:
+        lines = (folder / "records.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines if line.endswith("}")]  # a line being written has no end yet
+        if (folder / "summary.json").exists():
+            return Run(json.loads((folder / "summary.json").read_text()), records)
+        recipe = tomllib.loads((folder / "recipe.toml").read_text()) if (folder / "recipe.toml").exists() else {}
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder} holds no run that can be read ({error}); give the folder of a run") from error
+    if not records:
+        raise BadInput(f"{folder} has no finished round yet; wait for it, or run it again into the same folder")
+    return Run(_so_far(recipe, records), records)
+
+
+def _so_far(recipe: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the last record knows of a summary."""
+    names = [k for r in records for k in r if f"auxiliary_{k}" in r] or ["accuracy"]
+    last, curve = records[-1], [r[names[0]] for r in records if names[0] in r]
+    table = {way: {role: {"payload": n} for role, n in roles.items()} for way, roles in last.get("bytes", {}).items()}
+    means = {"accuracy_last5": sum(curve[-5:]) / len(curve[-5:]), "accuracy_peak": max(curve)} if curve else {}
+    ends = {
+        "accuracy_final": curve[-1] if curve else None,
+        "seconds": last.get("seconds"),
+        "seconds_total": last.get("seconds_total"),
+    }
+    return {"metric": names[0], "rounds": len(records), "bytes": table, "recipe": recipe, "unfinished": True, **means, **ends}
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Return one short name per run from the fields in which the recipes differ; seeds of a configuration share it."""
+    by_run = {id(run): group.label for group in groups_of(runs) for run in group.runs}
+    return [by_run[id(run)] for run in runs]
+
+
+def _cell(runs: Sequence[Run], of: Callable[[Run], float | None], show: Callable[[float], str], exact: str) -> Cell:
+    """Return a figure of one run, or the mean over seeds +- half the 95 % interval; `exact` formats the originals."""
+    known = [(run.summary.get("seed", 0), value) for run in runs if (value := of(run)) is not None]
+    values = [value for _, value in known]
+    if not values:
+        return Cell("-")
+    if len(set(values)) == 1:
+        every = f" in each of {len(values)} seeds" if len(values) > 1 else ""
+        return Cell(show(values[0]), exact.format(values[0]) + every)
+    mean = sum(values) / len(values)
+    deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    half = STUDENT[min(len(values) - 1, len(STUDENT)) - 1] * deviation / len(values) ** 0.5
+    return Cell(f"{show(mean)} ± {show(half)}", "; ".join(f"seed {seed}: {exact.format(value)}" for seed, value in known))
+
+
+def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
+    metric = groups[0].runs[0].metric
+    scale, unit, digits = (100, " %", 2) if "accuracy" in metric else (1, "", 4)
+    header = ["run", "seeds", *(f"{metric} {when}{unit}" for when in ("final", "last 5", "peak")), "bytes up", "bytes down"]
+    header += ["client peak memory", "server peak memory", "client multiply-adds / sample", "seconds"]
+
+    def part(name: str, key: str) -> Callable[[Run], float | None]:
+        return lambda run: (run.summary.get(name) or {}).get(key) or None
+
+    def macs(run: Run) -> float | None:
+        counts = run.summary.get("macs_per_sample") or {}
+        return sum(n for name, n in counts.items() if name != "top") if counts else None
+
+    table = []
+    for group in groups:
+        seeds, runs = [str(run.summary.get("seed", "-")) for run in group.runs], group.runs
+        unfinished = ", ".join(f"{r.summary['rounds']} rounds so far" for r in runs if r.summary.get("unfinished"))
+        row = [Cell(group.label, unfinished), Cell(str(len(seeds)), f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")]
+        for when in ("final", "last5", "peak"):
+            value = lambda run, key=f"accuracy_{when}": run.summary.get(key)  # noqa: E731
+            row.append(_cell(runs, value, lambda v: f"{scale * v:.{digits}f}", "{:.6g}"))
+        for way in ("up", "down"):
+            row.append(_cell(runs, lambda run, way=way: payload(run, way), human, "{:,} bytes"))  # type: ignore[misc]
+        for side in ("client", "server"):
+            row.append(_cell(runs, part("peak_memory_bytes", side), human, "{:,} bytes"))
+        row.append(_cell(runs, macs, lambda v: human(v, ""), "{:,} multiply-adds"))
+        row.append(_cell(runs, lambda run: run.summary.get("seconds_total"), lambda v: f"{v:,.1f}", "{:.3f} s"))
+        table.append(row)
+    return header, table
+
+
+def rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the comparison, one per configuration, as text (accuracies in %, bytes with a prefix).
+
+    With several seeds a cell is the mean +- the half-width of the 95 % Student-t interval. Raises BadInput without runs.
+    """
+    _some(runs)
+    header, table = _table(groups_of(runs))
+    return header, [[cell.text for cell in row] for row in table]
+
+
+def _some(runs: Sequence[Run]) -> None:
+    if not runs:
+        raise BadInput("no runs to report; give at least one folder that a run wrote with out=")
+
+
+def write(runs: Sequence[Run], path: Path, title: str = "cutlayer") -> Path:
+    """Write one self-contained HTML page about the runs and return its path; raises BadInput without runs."""
+    from .figures import draw  # the drawing library takes half a second to load, which a table does not need
+
+    _some(runs)
+    groups, name = groups_of(runs), escape(title)
+    figures = "".join(
+        f"<figure><figcaption>{escape(f.title)} <span>{escape(f.note)}</span></figcaption>{f.svg}</figure>"
+        for f in draw(groups, runs[0].metric)
+    )
+    parts = [
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{CSS}</style>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1"></head><body>',
+        f'<h1>{name}</h1><p class="lead">{escape(_sentence(groups))}</p>{_numbers(groups)}',
+        "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(said)}</dd>" for term, said in LEGEND) + "</dl>",
+        f'<h2>Figures</h2><div class="figures">{figures}</div><h2>Findings</h2>{_said(groups)}',
+        f"<h2>Recipes</h2>{_recipes(groups)}</body></html>\n",
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(parts), encoding="utf-8")
+    return path
+
+
+def _sentence(groups: Sequence[Group]) -> str:
+    runs = [run for group in groups for run in group.runs]
+    fields = differences(runs)
+
+    def shared(name: str) -> str | None:
+        return None if name in fields or runs[0].recipe.get(name) is None else word(runs[0].recipe[name])
+
+    count = f"{len(groups)} configurations" if len(groups) > 1 else groups[0].label
+    seeds = f"{len(runs)} runs of " if len(runs) > len(groups) else ""
+    model = f"{shared('model') or 'networks'} cut at {shared('cut') or 'several places'}, on {shared('data') or 'several data sets'}"
+    clients = shared("num_clients")
+    who = (
+        f", {clients} client{'s' * (clients != '1')}" + (f" ({p})" if clients != "1" and (p := shared("partition")) else "")
+        if clients
+        else ""
+    )
+    length = f", {n} rounds" if (n := shared("rounds")) else ""
+    differ = f"; they differ in {', '.join(fields)}" if fields else ""
+    return f"{seeds}{count}: {model}{who}{length}{differ}."
+
+
+def _badge(group: Group) -> str:
+    from .figures import colour
+
+    return f'<span class="badge" style="background:{colour(group)}">{group.letter}</span>' if group.letter else ""
+
+
+def _numbers(groups: Sequence[Group]) -> str:
+    header, table = _table(groups)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    lines = []
+    for group, row in zip(groups, table, strict=True):
+        cells = [
+            f'<td title="{escape(cell.exact)}">{escape(cell.text)}</td>' if cell.exact else f"<td>{escape(cell.text)}</td>"
+            for cell in row
+        ]
+        cells[0] = f"<td>{_badge(group)}{escape(row[0].text)}{': ' + escape(row[0].exact) if row[0].exact else ''}</td>"
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _said(groups: Sequence[Group]) -> str:
+    """Return the findings, each once per configuration with the number of seeds that show it."""
+    runs, items = [run for group in groups for run in group.runs], []
+    names = {id(run): f"{group.letter} ({group.label})" for group in groups for run in group.runs}
+    for group in groups:
+        seen: dict[str, list[Finding]] = {}
+        for run in group.runs:
+            beside = against(run, other, names[id(other)]) if (other := baseline(run, runs)) else []
+            for finding in [*found(run), *beside]:
+                seen.setdefault(finding.kind, []).append(finding)
+        for several in seen.values():
+            first, count = several[0], len(group.runs)
+            often = f" (Seen in {len(several)} of {count} seeds; the numbers are the first one's.)" if count > 1 else ""
+            mark = "✓" if first.good else "▲"
+            items.append(
+                f'<li class="{"good" if first.good else "trouble"}"><b>{mark}</b>{_badge(group)}{escape(first.text + often)}</li>'
+            )
+    return (
+        f'<ul class="found">{"".join(items)}</ul>'
+        if items
+        else '<p class="note">None of the known signatures of failure was seen.</p>'
+    )
+
+
+def _recipes(groups: Sequence[Group]) -> str:
+    """Return every field by configuration, the differing ones first and marked, then where the runs come from."""
+    runs = [group.runs[0] for group in groups]
+    fields = differences([run for group in groups for run in group.runs])
+    names = [*fields, *(k for k in dict.fromkeys(k for run in runs for k in run.recipe) if k not in (*fields, "seed"))]
+    lines = [
+        _line(name, [word(run.recipe[name]) if name in run.recipe else "-" for run in runs], name in fields) for name in names
+    ]
+    lines.append(_line("seed", [", ".join(str(run.recipe.get("seed", "-")) for run in group.runs) for group in groups]))
+    for name in ("release", "samples", "parameters", "commit", "versions", "machine", "digest"):
+        seen = [dict.fromkeys(_flat(run.summary.get(name)) for run in group.runs) for group in groups]
+        lines.append(_line(name if name != "release" else "release of the data", ["; ".join(values) for values in seen]))
+    head = "".join(f'<th scope="col">{_badge(group)}{escape(group.label)}</th>' for group in groups)
+    return f'<div class="scroll"><table class="recipe"><thead><tr><th>field</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{key} {item:,}" if isinstance(item, int) else f"{key} {item}" for key, item in value.items() if item is not None
+        )
+    return ", ".join(f"{n:,}" for n in value) if isinstance(value, list) else str(value or "-")
+
+
+def _line(name: str, values: list[str], differs: bool = False) -> str:
+    cells = "".join(f"<td>{escape(value)}</td>" for value in values)
+    if len(set(values)) == 1 and len(values) > 1:
+        cells = f'<td colspan="{len(values)}">{escape(values[0])}</td>'
+    return f'<tr{" class=differs" * differs}><th scope="row">{escape(name)}</th>{cells}</tr>'

@@ -1,0 +1,46 @@
+"""What is learned: the loss, the metrics, and the shapes that parts built at the cut need to know."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Batch(NamedTuple):
+    """A mini-batch: inputs (N, ...), targets (N, ...), tensors that travel beside them uncoded, sample numbers (N,)."""
+
+    x: Tensor
+    y: Tensor
+    context: Mapping[str, Tensor] = {}
+    ids: Tensor | None = None
+
+
+def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
+    """Return the batch mean of the cross-entropy of logits (N, C, ...) against classes (N, ...)."""
+    return F.cross_entropy(output.float(), y)
+
+
+def accuracy(output: Tensor, y: Tensor) -> float:
+    """Return the share of samples whose largest logit (N, C) is at the target class (N,)."""
+    return float((output.argmax(1) == y).double().mean())
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loss (a mean over the batch), metrics over a whole evaluation set, and the shapes at the cut.
+
+    `metrics` maps a name to a function of all outputs (n, ...) and all targets (n, ...); the first is the one that reports
+    call accuracy. Shapes are per sample, without the batch axis; `run` fills them in. `later_stages` holds the widths of
+    the model's stages that lie wholly behind the cut. `to_unit` maps a batch of inputs to [0, 1], for reconstruction.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    metrics: Mapping[str, Callable[[Tensor, Tensor], float]] = field(default_factory=lambda: {"accuracy": accuracy})
+    num_classes: int = 10
+    input_shape: tuple[int, ...] = ()
+    cut_shape: tuple[int, ...] = ()
+    later_stages: tuple[int, ...] = ()
+    to_unit: Callable[[Tensor], Tensor] = torch.sigmoid

@@ -1,0 +1,1 @@
+"""Transports: the loop between clients and the server, one file each."""

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from cutlayer.codecs import CODECS, build
+from cutlayer.errors import BadInput
+from cutlayer.wire import DTYPES, Message, dumps, loads, pack, unpack
+
+shapes = st.lists(st.integers(0, 4), max_size=4)
+
+
+@st.composite
+def messages(draw):
+    tensors = {}
+    for i in range(draw(st.integers(0, 3))):
+        dtype = draw(st.sampled_from(DTYPES))
+        raw = torch.randint(0, 2, tuple(draw(shapes)), generator=torch.Generator().manual_seed(i))
+        tensors[draw(st.sampled_from(["smashed", "labels", "context/mask", f"weights/bottom.{i}"]))] = raw.to(dtype)
+    numbers = draw(st.dictionaries(st.sampled_from(["done", "version", "record/loss"]), st.floats()))
+    reply = draw(st.sampled_from(["wait", "later", "none"]))
+    return Message("smashed", tensors, numbers, draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, 2**63)), reply, draw(st.booleans()))
+
+
+@given(messages())
+@settings(max_examples=100, deadline=None)
+def test_law4_a_frame_is_as_long_as_it_says_and_comes_back_whole(message):
+    packed = pack(message, {})
+    frame = dumps(packed)
+    assert packed.nbytes == len(frame)
+    back = unpack(loads(frame), {})
+    assert (back.kind, back.client, back.step, back.reply, back.open) == (
+        message.kind, message.client, message.step, message.reply, message.open,
+    )  # fmt: skip
+    assert {k: repr(v) for k, v in back.numbers.items()} == {k: repr(v) for k, v in message.numbers.items()}
+    assert back.tensors.keys() == message.tensors.keys()
+    for role, tensor in message.tensors.items():
+        assert back.tensors[role].dtype == tensor.dtype
+        assert back.tensors[role].shape == tensor.shape
+        assert torch.equal(back.tensors[role].double(), tensor.double())
+    assert dumps(loads(frame)) == frame
+
+
+def test_a_frames_size_does_not_depend_on_values():
+    sizes = {len(dumps(pack(Message("sync", {}, {"loss": loss}, 0, step), {}))) for loss in (0.0, 1 / 3, 1e300) for step in (0, 10**9)}
+    assert len(sizes) == 1
+
+
+def test_channels_last_crosses_the_wire_with_its_layout():
+    z = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    back = loads(dumps(pack(Message("smashed", {"smashed": z}), {}))).roles[0].parts[0]
+    assert torch.equal(back, z)
+    assert back.stride() == z.stride()
+
+
+def test_T1_7_nothing_unpacked_aliases_the_sender():
+    z = torch.randn(3, 4, requires_grad=True)
+    for names in ({}, {"smashed": "identity"}, {"smashed": "float16"}):
+        ends = build(names)
+        got = unpack(pack(Message("smashed", {"smashed": z}), ends), ends).tensors["smashed"]
+        assert got.data_ptr() != z.data_ptr()
+        assert got.is_leaf
+        assert not got.requires_grad
+
+
+FRAME = dumps(pack(Message("smashed", {"smashed": torch.randn(2, 3), "labels": torch.tensor([1, 2])}, {"loss": 1.0}, 3, 7), {}))
+
+
+@given(st.integers(0, len(FRAME) - 1), st.integers(0, 255))
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_frame_is_refused(at, value):
+    damaged = bytearray(FRAME)
+    if damaged[at] == value:
+        return
+    damaged[at] = value
+    with pytest.raises(BadInput, match="frame refused"):
+        loads(damaged)
+
+
+@given(st.integers(0, len(FRAME) - 1))
+def test_a_truncated_frame_is_refused(length):
+    with pytest.raises(BadInput, match="frame refused"):
+        loads(FRAME[:length])
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_every_codec_measures_what_it_sends(name):
+    z = torch.randn(5, 3, 4, 4)
+    ends = build({"smashed": name})
+    packed = pack(Message("smashed", {"smashed": z, "labels": torch.arange(5)}), ends)
+    payload = packed.payload()
+    assert payload["labels"] == 40
+    assert payload["smashed"] == {"identity": 960, "float16": 480}.get(name, 244)
+    assert packed.nbytes == len(dumps(packed))
+    once = unpack(loads(dumps(packed)), ends).tensors["smashed"]
+    assert torch.equal(once, unpack(packed, ends).tensors["smashed"])
