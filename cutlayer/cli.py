@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from .errors import BadInput, RunFailed
 from .methods import METHODS
-from .recipes.recipe import Recipe, make, options_of, to_toml
+from .recipes.recipe import FIELDS, Recipe, make, options_of, to_toml
 
 console = Console()
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
@@ -22,11 +22,15 @@ WRONG, FAILED, INTERRUPTED = 2, 1, 130
 
 def _flags() -> type:
     """Return a dataclass with one optional flag per recipe field and method option; values stay text until the recipe checks them."""
-    fields: list[tuple[str, Any, Any]] = []
-    for field in dataclasses.fields(Recipe):
-        if field.name != "options":
-            described = getattr(field.default, "description", "")
-            fields.append((field.name, Annotated[str | None, arg(help=described, metavar="VALUE")], None))
+    hints = get_type_hints(Recipe, include_extras=True)
+    fields: list[tuple[str, Any, Any]] = [
+        (
+            name,
+            Annotated[str | None, arg(help=next(m for m in hints[name].__metadata__ if isinstance(m, str)), metavar="VALUE")],
+            None,
+        )
+        for name in FIELDS
+    ]
     owners: dict[str, list[str]] = {}
     for method in METHODS:
         for option in dataclasses.fields(options_of(method)):
@@ -148,9 +152,16 @@ def report(folders: Positional[tuple[Path, ...]], /, out: Path = Path("report.ht
     """
     from .report import read, write
 
-    found = [path.parent for folder in folders for path in [folder / "summary.json", *sorted(folder.glob("*/summary.json"))] if path.exists()]
+    found = [
+        path.parent
+        for folder in folders
+        for path in [folder / "summary.json", *sorted(folder.glob("*/summary.json"))]
+        if path.exists()
+    ]
     if not found:
-        raise BadInput(f"no summary.json in {', '.join(map(str, folders)) or 'nothing given'}; name folders that run or compare wrote")
+        raise BadInput(
+            f"no summary.json in {', '.join(map(str, folders)) or 'nothing given'}; name folders that run or compare wrote"
+        )
     runs = [read(folder) for folder in found]
     page = write(runs, out)
     _table(runs)
@@ -171,7 +182,9 @@ def list_(kind: Positional[str] = "", /) -> int:
         raise unknown("kind", kind, tables)
     for name, rows in tables.items():
         if kind in ("", name):
-            table = Table(title=name, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0), title_style="bold")
+            table = Table(
+                title=name, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0), title_style="bold"
+            )
             for row, line in rows.items():
                 table.add_row(row, line)
             console.print(table)
@@ -195,7 +208,8 @@ def _tables() -> dict[str, Mapping[str, str]]:
         "schedules": ("schedule", SCHEDULES), "partitions": ("partition", PARTITIONS),
     }  # fmt: skip
     return {
-        plural: {name: row.line for name, row in table.items()} | {name: f"from {point.value}" for name, point in outside(kind).items()}
+        plural: {name: row.line for name, row in table.items()}
+        | {name: f"from {point.value}" for name, point in outside(kind).items()}
         for plural, (kind, table) in named.items()
     }
 
@@ -215,7 +229,14 @@ def _seeds(text: str) -> list[int]:
 
 
 def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     return Progress(*columns, console=console, transient=not console.is_terminal)
 
 
@@ -268,7 +289,13 @@ def _dry_run(recipe: Recipe) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 ok, 1 failure in the run, 2 bad input, 130 interrupted."""
     try:
-        commands = {"run": run, "compare": compare, "show": show, "report": report, "list": list_}
+        commands: dict[str, Callable[..., Any]] = {
+            "run": run,
+            "compare": compare,
+            "show": show,
+            "report": report,
+            "list": list_,
+        }
         code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="cutlayer", description=__doc__, args=argv)
         return code
     except BadInput as error:

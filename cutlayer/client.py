@@ -119,7 +119,9 @@ class Client:
         assert features.grad is not None
         return (yield Message("feature_grad", {"feature_grad": features.grad}, {}, self.id, self.step, reply))  # type: ignore[arg-type]
 
-    def update(self, loss: Tensor | None = None, z: Smashed | None = None, cut_grad: Mapping[str, Tensor] | None = None) -> None:
+    def update(
+        self, loss: Tensor | None = None, z: Smashed | None = None, cut_grad: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Backward from the local loss and from the gradient at the cut in one pass, then ONE optimizer step.
 
         `cut_grad` holds the role cut_grad and cut_grad/<name>, as the server sent them.

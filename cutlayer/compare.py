@@ -53,7 +53,9 @@ def run_in(recipe: Recipe, folder: Path, **how: Any) -> Run:
         try:
             other = make(read_fields(written))
         except BadInput as error:
-            raise BadInput(f"{folder} holds a recipe of another version ({error}); choose another --out, or delete it") from error
+            raise BadInput(
+                f"{folder} holds a recipe of another version ({error}); choose another --out, or delete it"
+            ) from error
         if other.digest() != recipe.digest():
             raise BadInput(f"{folder} holds another recipe; choose another --out, or delete it")
     if not (folder / "summary.json").exists():

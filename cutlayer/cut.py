@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import BadInput, unknown
-from .trace import divide_traced, is_in_place
 from .models import later_stages
+from .trace import divide_traced, is_in_place
 
 
 class Smashed(NamedTuple):
@@ -84,8 +84,9 @@ def is_sequence(module: nn.Module) -> bool:
 def blocks(model: nn.Module, prefix: str = "") -> Iterator[str]:
     """Yield the paths after which a sequence of blocks can be cut, in order."""
     for name, child in model._modules.items():
-        if is_sequence(child) and len(child._modules):  # type: ignore[arg-type]
-            yield from blocks(child, f"{prefix}{name}.")  # type: ignore[arg-type]
+        assert child is not None
+        if is_sequence(child) and len(child._modules):
+            yield from blocks(child, f"{prefix}{name}.")
         yield prefix + name
 
 

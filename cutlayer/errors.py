@@ -15,6 +15,6 @@ class RunFailed(RuntimeError):
 def unknown(what: str, name: str, legal: Iterable[str]) -> BadInput:
     """Return the error for a name that is in no table, with the nearest legal name and all of them."""
     names = sorted(legal)
-    near = difflib.get_close_matches(name, names, 1)
+    near = difflib.get_close_matches(name, names, 1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return BadInput(f"unknown {what} {name!r}.{hint} Legal: {', '.join(names)}")

@@ -33,7 +33,7 @@ def estimate(recipe: Recipe) -> Estimate:
     import dataclasses
 
     data = data_of(recipe)
-    clients = split(recipe.partition, data.train, recipe.num_clients, recipe.seed, recipe.alpha, recipe.classes_per_client)
+    clients = split(data.train, recipe)
     parts = parts_of(recipe, data)
     sizes = Counter(len(batch) for k, share in enumerate(clients.shares) for batch in order(recipe, len(share), k, 0))
     period = math.lcm(*(value for name, value in recipe.options.items() if name.endswith("_every")), 1)

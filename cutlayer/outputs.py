@@ -110,7 +110,9 @@ class Outputs:
         if self.out is not None:
             (self.out / "weights").mkdir(exist_ok=True)
             for name, module in modules.items():
-                save_file({k: v.contiguous() for k, v in module.state_dict().items()}, self.out / "weights" / f"{name}.safetensors")
+                save_file(
+                    {k: v.contiguous() for k, v in module.state_dict().items()}, self.out / "weights" / f"{name}.safetensors"
+                )
             result.report(self.out / "report.html")
             self._events()
             # last, because a run whose summary exists is done
@@ -121,12 +123,12 @@ class Outputs:
         from torch.utils.tensorboard import SummaryWriter
 
         assert self.out is not None
-        writer = SummaryWriter(self.out / "events")  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(self.out / "events")
         for record in self.records:
             for name, value in record.items():
                 if isinstance(value, int | float) and name != "round":
-                    writer.add_scalar(name, value, record["round"] + 1)  # type: ignore[no-untyped-call]
-        writer.close()  # type: ignore[no-untyped-call]
+                    writer.add_scalar(name, value, record["round"] + 1)
+        writer.close()
 
     def summary(self, parties: Parties, modules: dict[str, nn.Module]) -> dict[str, Any]:
         """Return everything of summary.json."""
@@ -150,7 +152,7 @@ class Outputs:
             "seconds": {name: meter.seconds.get(name, 0.0) for name in PHASES},
             "seconds_total": self.seconds(),
             "peak_memory_bytes": {side: meter.peak.get(side, 0) for side in ("client", "server")},
-            "held_byte_seconds": {side: meter.held_byte_seconds(side) for side in ("client", "server")},  # type: ignore[arg-type]
+            "held_byte_seconds": {side: meter.held_byte_seconds(side) for side in ("client", "server")},
             "macs_per_sample": macs(modules, task.input_shape, parties),
             "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
             "num_clients": len(self.clients),
@@ -168,7 +170,7 @@ def macs(modules: dict[str, nn.Module], input_shape: tuple[int, ...], parties: P
     """Return the multiply-adds of one sample's forward pass through each part (matrix products and convolutions)."""
     device = next(modules["bottom"].parameters()).device
     was = {name: module.training for name, module in modules.items()}
-    counts = {}
+    counts: dict[str, int] = {}
     with torch.no_grad():
         for module in modules.values():
             module.eval()

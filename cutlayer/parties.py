@@ -118,7 +118,9 @@ def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
             z = Smashed.of(bottom(x)).main
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise BadInput(f"the bottom cannot take inputs of shape {tuple(x.shape[1:])} ({reason}); choose another model or data set") from error
+        raise BadInput(
+            f"the bottom cannot take inputs of shape {tuple(x.shape[1:])} ({reason}); choose another model or data set"
+        ) from error
     return replace(
         task,
         num_classes=source.num_classes,
@@ -174,7 +176,7 @@ class Parties:
 
 def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, tick: Callable[[], None]) -> Parties:
     """Build the parties from copies of the parts; the parts themselves are left as they are."""
-    parts = Parts(*copy.deepcopy(tuple(parts)))
+    parts = copy.deepcopy(parts)
     meter = Meter(recipe.device)
     how = training(recipe)
     kind, options = method_class(recipe.method), recipe.method_options()

@@ -36,7 +36,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, **how: Any) -> Result:
     """Run a recipe from its names alone and return the result; see `train` for `how`."""
     data = data_of(recipe)
     parts = parts_of(recipe, data)
-    clients = split(recipe.partition, data.train, recipe.num_clients, recipe.seed, recipe.alpha, recipe.classes_per_client)
+    clients = split(data.train, recipe)
     return train(recipe, parts, clients, task_of(recipe), out, release=data.release, **how)
 
 
@@ -152,7 +152,9 @@ def data_of(recipe: Recipe) -> Data:
     if recipe.data not in DATASETS:
         data = row() if callable(row) else row
         if not isinstance(data, Data):
-            raise BadInput(f"data {recipe.data!r} gives a {type(data).__name__}; it must give cl.data.Data (cl.data.from_datasets)")
+            raise BadInput(
+                f"data {recipe.data!r} gives a {type(data).__name__}; it must give cl.data.Data (cl.data.from_datasets)"
+            )
         return data
     return load_data(recipe.data, recipe.data_dir, recipe.num_train, recipe.num_test, recipe.augment)
 

@@ -39,7 +39,9 @@ def divide_traced(model: nn.Module, at: str, single: bool = False) -> tuple[fx.G
     needed = {argument for node in [*second, result] for argument in node.all_input_nodes}
     crossing = [node for node in first if node in needed and node is not order[last] and node.target != MODE]
     if single and crossing:
-        raise BadInput(f"behind {at!r} the tail would need {', '.join(node.name for node in crossing)} too; let it begin where one tensor crosses")
+        raise BadInput(
+            f"behind {at!r} the tail would need {', '.join(node.name for node in crossing)} too; let it begin where one tensor crosses"
+        )
     for node in crossing:
         if node.op == "placeholder":
             raise BadInput(f"the input {node.name!r} is used behind the cut {at!r}, so raw data would cross; cut later")
@@ -111,7 +113,9 @@ def _trace(model: nn.Module) -> fx.Graph:
             module.training = mode
     graph, other = graphs
     if [(n.op, n.target) for n in graph.nodes] != [(n.op, n.target) for n in other.nodes]:
-        raise BadInput(f"{type(model).__name__}.forward takes other steps in train() than in eval(); pass cl.Parts(bottom, top) instead")
+        raise BadInput(
+            f"{type(model).__name__}.forward takes other steps in train() than in eval(); pass cl.Parts(bottom, top) instead"
+        )
     frozen = [(a, b) for a, b in zip(graph.nodes, other.nodes, strict=True) if _leaves(a) != _leaves(b)]
     if frozen:
         with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
@@ -133,7 +137,9 @@ def _follow_mode(node: fx.Node, twin: fx.Node, mode: fx.Node) -> None:
         if a is True and b is False:
             mine[i] = mode
         elif not isinstance(a, fx.Node) and a != b:
-            raise BadInput(f"{node.target} is called with {a!r} in train() and {b!r} in eval(); pass cl.Parts(bottom, top) instead")
+            raise BadInput(
+                f"{node.target} is called with {a!r} in train() and {b!r} in eval(); pass cl.Parts(bottom, top) instead"
+            )
     node.args, node.kwargs = pytree.tree_unflatten(mine, spec)
 
 
@@ -150,5 +156,3 @@ def is_in_place(root: nn.Module, node: fx.Node) -> bool:
         return str(node.target).endswith("_")
     name = getattr(node.target, "__name__", "")
     return node.target in IN_PLACE or bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("_"))
-
-

@@ -27,7 +27,8 @@ def main() -> None:
         site = next(venv.glob("lib/python*/site-packages"))
         (wheel,) = dist.glob("*.whl")
         subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)], check=True
+            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)],
+            check=True,
         )
         # the libraries are lent from this environment, after the wheel's own folder; the project's editable install is not
         (site / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")

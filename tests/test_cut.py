@@ -59,7 +59,12 @@ def test_T15_2_the_parts_are_the_uncut_models_own_modules():
 
 def test_T15_3_every_model_is_cut_where_its_aliases_say():
     model = cl.models.resnet20(10)
-    for alias, path in {"block2": "stage1.block2", "block5": "stage2.block2", "shallow": "stage1.block2", "deep": "stage2.block2"}.items():
+    for alias, path in {
+        "block2": "stage1.block2",
+        "block5": "stage2.block2",
+        "shallow": "stage1.block2",
+        "deep": "stage2.block2",
+    }.items():
         assert len(cl.cut(model, alias).bottom.state_dict()) == len(cl.cut(model, path).bottom.state_dict())
     assert cl.cut(model, "deep").later_stages == (64,)
 

@@ -65,7 +65,13 @@ def test_T4_3_without_the_auxiliary_loss_and_with_the_servers_gradient_it_is_con
     mixed = drive(parties_of(parts, aux_weight=0.0, lambda_weight=1.0)[0])
     data = small_data()
     plain = cl.run(
-        parts, cl.partition.contiguous(data.train, num_clients=1), scheme="vanilla", rounds=2, batch_size=8, num_threads=1, lr=0.05
+        parts,
+        cl.partition.contiguous(data.train, num_clients=1),
+        scheme="vanilla",
+        rounds=2,
+        batch_size=8,
+        num_threads=1,
+        lr=0.05,
     )
     assert equal(mixed.clients[0].modules["bottom"], plain.modules["bottom"])
     assert equal(mixed.server.top, plain.modules["top"])
@@ -80,7 +86,9 @@ def test_T4_4_the_clients_gradient_is_that_of_the_weighted_sum_on_the_uncut_grap
     (batch,) = parties.batches[0](0, 0)
     drive(parties)
     z = modules["bottom"](batch.x)
-    loss = alpha * nn.functional.cross_entropy(modules["auxiliary"](z), batch.y) + lam * nn.functional.cross_entropy(top(z), batch.y)
+    loss = alpha * nn.functional.cross_entropy(modules["auxiliary"](z), batch.y) + lam * nn.functional.cross_entropy(
+        top(z), batch.y
+    )
     loss.backward()
     after = client_part(parties)
     for name, parameter in modules.named_parameters():
@@ -90,7 +98,10 @@ def test_T4_4_the_clients_gradient_is_that_of_the_weighted_sum_on_the_uncut_grap
 def test_T4_5_the_server_learns_from_activations_before_the_clients_update():
     stream, tops = [], copy.deepcopy(cl.cut(small_model(), "stage1.block1").top)
     parties, _ = parties_of()
-    drive(parties, tap=lambda d, p: stream.append({r.role: r.parts[0].clone() for r in p.roles}) if p.message.kind == "smashed" else None)
+    drive(
+        parties,
+        tap=lambda d, p: stream.append({r.role: r.parts[0].clone() for r in p.roles}) if p.message.kind == "smashed" else None,
+    )
     optimizer = torch.optim.SGD(tops.parameters(), lr=0.05, momentum=0.9)
     for sent in stream:
         nn.functional.cross_entropy(tops(sent["smashed"]), sent["labels"]).backward()
@@ -147,8 +158,11 @@ def test_lambda_compensation_weighs_the_gradient_by_its_period():
 
 @pytest.mark.parametrize("method", ["backprop", "auxiliary_loss"])
 def test_T4_7_law5_one_optimizer_step_per_side_and_batch(method, monkeypatch):
-    parties, _ = parties_of(method=method, rounds=3, **({"auxiliary": "linear"} if method == "auxiliary_loss" else {})) \
-        if method == "auxiliary_loss" else (build_backprop(), None)
+    parties, _ = (
+        parties_of(method=method, rounds=3, **({"auxiliary": "linear"} if method == "auxiliary_loss" else {}))
+        if method == "auxiliary_loss"
+        else (build_backprop(), None)
+    )
     calls = {"client": 0, "server": 0}
     for side, optimizer in (("client", parties.clients[0].optimizer), ("server", parties.server.optimizer)):
         take = optimizer.step

@@ -143,9 +143,7 @@ def test_layer_norm_of_one_feature_is_refused() -> None:
     [("shallow", (3, 32, 32)), ("deep", (3, 32, 32)), ("last stage", (1, 32, 32)), ("one pixel", (3, 4, 4)),
      ("vector", (30,)), ("vector", (3, 8, 8)), ("sequence", (20, 5)), ("shallow", (40,))],
 )  # fmt: skip
-def test_decoders_give_logits_of_the_input_and_train_every_parameter(
-    name: str, cut: str, input_shape: tuple[int, ...]
-) -> None:
+def test_decoders_give_logits_of_the_input_and_train_every_parameter(name: str, cut: str, input_shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     t = task(cut, input_shape)
     decoder = build_decoder(name, t)

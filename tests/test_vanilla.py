@@ -14,7 +14,10 @@ from cutlayer.recipes.recipe import make
 from cutlayer.task import Task
 from cutlayer.transports import inprocess
 
-OPTIMIZERS = {"sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}, "adam": {"optimizer": "adam", "lr": 0.01, "momentum": 0.0}}
+OPTIMIZERS = {
+    "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
+    "adam": {"optimizer": "adam", "lr": 0.01, "momentum": 0.0},
+}
 
 
 def uncut(model, clients, recipe_fields, order=None):
@@ -44,7 +47,9 @@ def test_T1_1_one_client_equals_the_uncut_model(optimizer, tail):
     data, model = small_data(n=23), small_model()
     clients = cl.partition.iid(data.train, num_clients=1)
     fields = {"rounds": 3, "batch_size": 8, "num_threads": 1, **OPTIMIZERS[optimizer]}
-    result = cl.run(cl.cut(model, "stage1.block1", tail), clients, scheme="vanilla", **({"tail": tail} if tail else {}), **fields)
+    result = cl.run(
+        cl.cut(model, "stage1.block1", tail), clients, scheme="vanilla", **({"tail": tail} if tail else {}), **fields
+    )
     assert_same_model(result, uncut(model, clients, fields))
 
 
@@ -105,7 +110,9 @@ def test_T1_4_as_much_comes_back_as_went_up():
 def test_T1_5_moving_the_cut_changes_no_weight():
     data, model = small_data(), small_model()
     clients = cl.partition.iid(data.train, num_clients=1)
-    results = [cl.run(cl.cut(model, at), clients, rounds=2, batch_size=8, num_threads=1) for at in ("stem", "stage1", "pool", "hidden")]
+    results = [
+        cl.run(cl.cut(model, at), clients, rounds=2, batch_size=8, num_threads=1) for at in ("stem", "stage1", "pool", "hidden")
+    ]
     joined = [{**r.modules["bottom"].state_dict(), **r.modules["top"].state_dict()} for r in results]
     assert all(equal({k: other[k] for k in joined[0]}, joined[0]) for other in joined)
     assert len({r.summary["bytes"]["up"]["smashed"]["payload"] for r in results}) > 1

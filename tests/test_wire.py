@@ -18,7 +18,9 @@ def messages(draw):
         tensors[draw(st.sampled_from(["smashed", "labels", "context/mask", f"weights/bottom.{i}"]))] = raw.to(dtype)
     numbers = draw(st.dictionaries(st.sampled_from(["done", "version", "record/loss"]), st.floats()))
     reply = draw(st.sampled_from(["wait", "later", "none"]))
-    return Message("smashed", tensors, numbers, draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, 2**63)), reply, draw(st.booleans()))
+    return Message(
+        "smashed", tensors, numbers, draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, 2**63)), reply, draw(st.booleans())
+    )
 
 
 @given(messages())
@@ -41,7 +43,11 @@ def test_law4_a_frame_is_as_long_as_it_says_and_comes_back_whole(message):
 
 
 def test_a_frames_size_does_not_depend_on_values():
-    sizes = {len(dumps(pack(Message("sync", {}, {"loss": loss}, 0, step), {}))) for loss in (0.0, 1 / 3, 1e300) for step in (0, 10**9)}
+    sizes = {
+        len(dumps(pack(Message("sync", {}, {"loss": loss}, 0, step), {})))
+        for loss in (0.0, 1 / 3, 1e300)
+        for step in (0, 10**9)
+    }
     assert len(sizes) == 1
 
 

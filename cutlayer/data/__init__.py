@@ -1,18 +1,44 @@
-"""Temporary."""
+"""Data: real sets by name, the user's own, and how they lie with the clients."""
 
-from . import partition
-from .sources import Data, Tensors, from_datasets
+from collections.abc import Callable
+from typing import NamedTuple
 
-DATASETS = {"digits": None}
+from ..named import find
+from . import images, partition, tables
+from .sources import Data, MapStyle, Source, Tensors, from_datasets
+
+__all__ = ["DATASETS", "Data", "MapStyle", "Source", "Tensors", "from_datasets", "load", "partition"]
 
 
-def load(name, data_dir=None, num_train=None, num_test=None, augment=True):
-    import torch
-    from sklearn.datasets import load_digits
+class Entry(NamedTuple):
+    """A row of the table: what loads (name, data_dir, augment), and one line about it."""
 
-    d = load_digits()
-    x = torch.tensor(d.images / 16.0).float()[:, None]
-    y = torch.tensor(d.target).long()
-    test = Tensors(x[1437:], y[1437:], 10)
-    train = Tensors(x[: num_train or 1437], y[: num_train or 1437], 10, held_out=test)
-    return Data("digits", train, test, 10, "sklearn")
+    load: Callable[[str, str | None, bool], Data]
+    line: str
+
+
+DATASETS: dict[str, Entry] = {
+    "digits": Entry(tables.digits, "1,797 handwritten digits 8x8, 10 classes, bundled with scikit-learn"),
+    "breast_cancer": Entry(tables.breast_cancer, "569 tumours, 30 measurements, 2 classes, bundled with scikit-learn"),
+    "cifar10": Entry(images.cifar, "60,000 colour images 32x32, 10 classes (Parquet or official binary)"),
+    "cifar100": Entry(images.cifar, "60,000 colour images 32x32, 100 classes (Parquet or official binary)"),
+    "mnist": Entry(images.mnist, "70,000 handwritten digits 28x28, 10 classes (idx files)"),
+    "fashion_mnist": Entry(images.mnist, "70,000 pictures of clothes 28x28, 10 classes (idx files)"),
+}
+
+
+def load(
+    name: str, data_dir: str | None = None, num_train: int | None = None, num_test: int | None = None, augment: bool = True
+) -> Data:
+    """Return a data set by name, only the first `num_train` and `num_test` samples if given.
+
+    Looks in `data_dir`, else $CUTLAYER_DATA, and in the cache; fetches what is missing where there is a network. Raises
+    BadInput for an unknown name, too many samples, and missing or damaged files.
+    """
+    data: Data = find("data set", name, DATASETS).load(name, data_dir, augment)
+    if num_train is None and num_test is None:
+        return data
+    assert isinstance(data.train, Tensors)
+    assert isinstance(data.test, Tensors)
+    test = data.test.take(num_test)
+    return Data(name, data.train.take(num_train, test), test, data.num_classes, data.release)

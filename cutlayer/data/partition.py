@@ -1,6 +1,7 @@
-"""Shares of data: temporary."""
+"""How the training data lie with the clients: pure, seeded functions, disjoint and complete."""
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,12 +9,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import BadInput
+from ..named import find
 from ..streams import stream
+from .sources import Source
+
+MAX_TRIES = 1000
 
 
 @dataclass(frozen=True)
 class Partition:
-    source: Any
+    """Shares of a source: one index tensor (n_k,) per client; `counts` (N, C) are the classes each client holds.
+
+    `tries`: how often a random partition was drawn until every share was large enough.
+    """
+
+    source: Source | None
     shares: tuple[Tensor, ...]
     name: str
     counts: Tensor
@@ -22,31 +33,177 @@ class Partition:
     def __len__(self) -> int:
         return len(self.shares)
 
+    def __getitem__(self, client: int) -> Tensor:
+        return self.shares[client]
+
+
+def _labels(source: Source | Tensor) -> Tensor:
+    return source if isinstance(source, Tensor) else source.labels.cpu()
+
+
+def _generator(seed: int, attempt: int = 0) -> torch.Generator:
+    return stream(seed, "partition", step=attempt)
+
+
+def _make(source: Source | Tensor, shares: Iterable[Tensor], name: str, tries: int = 1) -> Partition:
+    shares, labels = tuple(shares), _labels(source)
+    empty = [k for k, share in enumerate(shares) if not len(share)]
+    if empty:
+        raise BadInput(
+            f"client {empty[0]} of {len(shares)} would have no samples ({len(labels)} in all, partition {name}); use fewer clients"
+        )
+    if labels.dim() == 1 and not labels.is_floating_point():
+        num_classes = int(labels.max()) + 1
+        counts = torch.stack([torch.bincount(labels[share], minlength=num_classes) for share in shares])
+    else:
+        counts = torch.tensor([[len(share)] for share in shares])
+    return Partition(None if isinstance(source, Tensor) else source, shares, name, counts, tries)
+
+
+def iid(source: Source | Tensor, num_clients: int, seed: int = 0) -> Partition:
+    """Deal one random permutation; sizes differ by at most one."""
+    order = torch.randperm(len(_labels(source)), generator=_generator(seed))
+    return _make(source, order.tensor_split(num_clients), "iid")
+
+
+def contiguous(source: Source | Tensor, num_clients: int, seed: int = 0) -> Partition:
+    """Deal ranges of indices in order, as the code of arXiv 2601.19261 does, but without dropping the remainder."""
+    return _make(source, torch.arange(len(_labels(source))).tensor_split(num_clients), "contiguous")
+
+
+def dirichlet(source: Source | Tensor, num_clients: int, alpha: float = 0.5, seed: int = 0, min_size: int = 10) -> Partition:
+    """Split each class by proportions drawn from Dir(alpha); redrawn from scratch until every client has `min_size` samples.
+
+    Raises BadInput after 1000 tries.
+    """
+    labels = _labels(source)
+    _enough(labels, num_clients)
+    for attempt in range(MAX_TRIES):
+        generator = _generator(seed, attempt)
+        shares: list[list[Tensor]] = [[] for _ in range(num_clients)]
+        for c in labels.unique().tolist():
+            of_class = (labels == c).nonzero().flatten()
+            of_class = of_class[torch.randperm(len(of_class), generator=generator)]
+            proportions = _dirichlet(alpha, num_clients, generator)
+            ends = (proportions.cumsum(0)[:-1] * len(of_class)).floor().long()
+            for share, piece in zip(shares, of_class.tensor_split(ends), strict=True):
+                share.append(piece)
+        joined = [torch.cat(share) for share in shares]
+        if min(len(share) for share in joined) >= min_size:
+            return _make(source, joined, "dirichlet", attempt + 1)
+    raise BadInput(
+        f"no Dirichlet({alpha}) partition of {len(labels)} samples gives each of {num_clients} clients {min_size} in "
+        f"{MAX_TRIES} tries; raise alpha or use fewer clients"
+    )
+
+
+def _dirichlet(alpha: float, size: int, generator: torch.Generator) -> Tensor:
+    concentration = torch.full((size,), alpha, dtype=torch.float64)
+    gammas = torch._standard_gamma(concentration, generator=generator)
+    # for a tiny alpha all draws may underflow to zero: then one client has it all
+    if float(gammas.sum()) == 0:
+        gammas[torch.randint(size, (1,), generator=generator)] = 1
+    return gammas / gammas.sum()
+
+
+def dirichlet_equal(source: Source | Tensor, num_clients: int, alpha: float = 0.5, seed: int = 0) -> Partition:
+    """Give every client as many samples, its classes drawn from its own Dir(alpha) until they run out (as FSL-SAGE's code does)."""
+    labels = _labels(source)
+    _enough(labels, num_clients)
+    generator = _generator(seed)
+    pools = []
+    for c in labels.unique().tolist():
+        of_class = (labels == c).nonzero().flatten()
+        pools.append(of_class[torch.randperm(len(of_class), generator=generator)].tolist())
+    shares = []
+    for size in [len(part) for part in torch.arange(len(labels)).tensor_split(num_clients)]:
+        wish = _dirichlet(alpha, len(pools), generator).clamp_min(1e-9)
+        share: list[int] = []
+        while len(share) < size:
+            left = torch.tensor([float(bool(pool)) for pool in pools], dtype=torch.float64) * wish
+            share.append(pools[int(torch.multinomial(left, 1, generator=generator))].pop())
+        shares.append(torch.tensor(share))
+    return _make(source, shares, "dirichlet_equal")
+
+
+def classes(
+    source: Source | Tensor, num_clients: int | None = None, seed: int = 0, groups: Sequence[Sequence[int]] | None = None
+) -> Partition:
+    """Give each client classes of its own: `groups`, or equal runs of classes (10 classes and 3 clients: 4, 3, 3).
+
+    Raises BadInput if the groups are not disjoint and complete.
+    """
+    labels = _labels(source)
+    present = labels.unique()
+    if groups is None:
+        if num_clients is None or num_clients > len(present):
+            raise BadInput(
+                f"{num_clients} clients and {len(present)} classes: with disjoint classes each client needs one of its own"
+            )
+        groups = [part.tolist() for part in present.tensor_split(num_clients)]
+    named = [c for group in groups for c in group]
+    if len(set(named)) != len(named) or set(named) != set(present.tolist()):
+        raise BadInput(f"groups = {groups!r} must name each of the classes {present.tolist()} once")
+    return _make(source, [torch.isin(labels, torch.tensor(list(group))).nonzero().flatten() for group in groups], "classes")
+
+
+def pathological(source: Source | Tensor, num_clients: int, classes_per_client: int = 2, seed: int = 0) -> Partition:
+    """Deal shards of the data sorted by class, `classes_per_client` to each client (McMahan et al. 2017); nothing is left over."""
+    labels = _labels(source)
+    num_shards = num_clients * classes_per_client
+    _enough(labels, num_shards)
+    shards = labels.argsort(stable=True).tensor_split(num_shards)
+    dealt = torch.randperm(num_shards, generator=_generator(seed)).view(num_clients, classes_per_client)
+    return _make(source, [torch.cat([shards[int(i)] for i in row]) for row in dealt], "pathological")
+
+
+def by_column(source: Source | Tensor, column: Tensor) -> Partition:
+    """Give each distinct value of a column (n,) a client of its own, as data arise in practice (a hospital, a writer)."""
+    if len(column) != len(_labels(source)):
+        raise BadInput(f"the column has {len(column)} values and the data {len(_labels(source))} samples; they must be equal")
+    return _make(source, [(column == value).nonzero().flatten() for value in column.unique()], "by_column")
+
+
+def _enough(labels: Tensor, num_parts: int) -> None:
+    if num_parts > len(labels):
+        raise BadInput(f"{len(labels)} samples cannot be dealt to {num_parts} shares; use fewer clients or more samples")
+
 
 class Entry(NamedTuple):
-    fn: Any
+    """A row of the table: what makes shares of (source, recipe), and one line about it."""
+
+    make: Callable[[Source, Any], Partition]
     line: str
 
 
-def _make(source, shares, name):
-    counts = torch.stack([torch.bincount(source.labels[s], minlength=source.num_classes) for s in shares])
-    return Partition(source, tuple(shares), name, counts)
+PARTITIONS: dict[str, Entry] = {
+    "iid": Entry(lambda s, r: iid(s, r.num_clients, r.seed), "one random permutation, dealt equally"),
+    "contiguous": Entry(lambda s, r: contiguous(s, r.num_clients), "ranges of indices in order"),
+    "dirichlet": Entry(lambda s, r: dirichlet(s, r.num_clients, r.alpha, r.seed), "each class split by Dir(alpha)"),
+    "dirichlet_equal": Entry(
+        lambda s, r: dirichlet_equal(s, r.num_clients, r.alpha, r.seed),
+        "equal sizes, each client's classes from its own Dir(alpha)",
+    ),
+    "classes": Entry(
+        lambda s, r: classes(s, r.num_clients, r.seed), "disjoint runs of classes: 3 clients hold 4, 3 and 3 of 10"
+    ),
+    "pathological": Entry(
+        lambda s, r: pathological(s, r.num_clients, r.classes_per_client, r.seed),
+        "shards of sorted labels, classes_per_client each",
+    ),
+}
 
 
-def iid(source, num_clients, seed=0):
-    return _make(source, torch.randperm(len(source), generator=stream(seed, "partition")).tensor_split(num_clients), "iid")
+def split(source: Source, recipe: Any) -> Partition:
+    """Return the shares that a recipe names; raises BadInput on an unknown name or shares that cannot be had."""
+    row = find("partition", recipe.partition, PARTITIONS)
+    partition: Partition = row.make(source, recipe) if isinstance(row, Entry) else row(source, recipe)
+    return partition
 
 
-def contiguous(source, num_clients, seed=0):
-    return _make(source, torch.arange(len(source)).tensor_split(num_clients), "contiguous")
-
-
-PARTITIONS = {"iid": Entry(iid, "iid"), "contiguous": Entry(contiguous, "contiguous")}
-
-
-def split(name, source, num_clients, seed, alpha, classes_per_client):
-    return PARTITIONS[name].fn(source, num_clients, seed)
-
-
-def save(partition, path: Path) -> None:
-    path.write_text(json.dumps({"shares": [s.tolist() for s in partition.shares]}))
+def save(partition: Partition, path: Path) -> None:
+    """Write the shares and their class counts as JSON."""
+    shares = [share.tolist() for share in partition.shares]
+    path.write_text(
+        json.dumps({"name": partition.name, "tries": partition.tries, "counts": partition.counts.tolist(), "shares": shares})
+    )

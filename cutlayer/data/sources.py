@@ -1,4 +1,4 @@
-"""Where batches come from: tensors in memory, or any map-style data set."""
+"""Where batches come from: tensors in memory, or any map-style data set of the user's own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,32 +8,57 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-
+from ..errors import BadInput
 from ..task import Batch
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Source(Protocol):
-    """One split of a data set; `batch` augments if it is given a generator."""
+    """One split of a data set, on one device.
+
+    `labels` (n, ...) are all targets; `batch(index, generator)` gives x (B, ...) as floats, augmented if there is a generator;
+    `to_unit` undoes the normalisation of a batch; `held_out` is the split that this one is evaluated on.
+    """
 
     labels: Tensor
     num_classes: int
-    input_shape: tuple[int, ...]
     held_out: "Source | None"
 
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+    @property
+    def sample_bytes(self) -> int: ...
     def __len__(self) -> int: ...
     def batch(self, index: Tensor, generator: torch.Generator | None) -> Batch: ...
     def to_unit(self, x: Tensor) -> Tensor: ...
+    def to(self, device: str) -> "Source": ...
 
 
 @dataclass
 class Tensors:
+    """Samples held in memory: images as uint8 (n, C, H, W), or floats (n, ...); normalised per channel, then augmented.
+
+    `low` and `high` bound the values of float inputs, for `to_unit`; uint8 images are divided by 255 first.
+    """
+
     x: Tensor
     labels: Tensor
     num_classes: int
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    augment: Augment | None = None
     held_out: Source | None = None
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, self.num_classes)
+        if len(self.x) != len(self.labels):
+            raise BadInput(f"{len(self.x)} inputs and {len(self.labels)} labels; there must be one label per input")
+        shape = (1, -1, *(1 for _ in self.x.shape[2:]))
+        self._mean = torch.tensor(self.mean, device=self.x.device).view(shape)
+        self._std = torch.tensor(self.std, device=self.x.device).view(shape)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -49,32 +74,89 @@ class Tensors:
     def batch(self, index: Tensor, generator: torch.Generator | None) -> Batch:
         index = index.to(self.x.device)
         x = self.x[index]
-        if x.dtype == torch.uint8:
-            x = x.float().div_(255)
-        if self.mean:
-            shape = (1, -1) + (1,) * (x.dim() - 2)
-            x = (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+        x = (x - self._mean) / self._std
         if self.augment is not None and generator is not None:
-            x = self.augment(x, generator)
+            x = self.augment(x, generator)  # after normalisation, so that the padding is the mean
         return Batch(x, self.labels[index], ids=index)
 
     def to_unit(self, x: Tensor) -> Tensor:
-        return x
+        return ((x * self._std + self._mean - self.low) / (self.high - self.low)).clamp(0, 1)
+
+    def to(self, device: str) -> "Tensors":
+        held_out = self.held_out.to(device) if self.held_out else None
+        fields = self.num_classes, self.mean, self.std, self.augment, held_out, self.low, self.high
+        return Tensors(self.x.to(device), self.labels.to(device), *fields)
+
+    def take(self, n: int | None, held_out: Source | None = None) -> "Tensors":
+        """Return the first n samples; raises BadInput if there are fewer."""
+        if n is not None and n > len(self):
+            raise BadInput(f"{n} samples are wanted and there are {len(self)}; lower num_train or num_test")
+        fields = self.num_classes, self.mean, self.std, self.augment, held_out, self.low, self.high
+        return Tensors(self.x[:n], self.labels[:n], *fields)
+
+
+class MapStyle:
+    """Any map-style data set whose items are (x, y); its own transforms are its augmentation.
+
+    Raises BadInput if it is empty, if an item is no pair, or if a label is out of range.
+    """
+
+    def __init__(self, dataset: Any, num_classes: int, held_out: Source | None = None, device: str = "cpu") -> None:
+        self.dataset, self.num_classes, self.held_out, self.device = dataset, num_classes, held_out, device
+        if not len(dataset):
+            raise BadInput("the data set has no samples; give one with at least one")
+        first = dataset[0]
+        if not isinstance(first, tuple | list) or len(first) != 2:
+            raise BadInput(f"the data set gives {type(first).__name__}; its items must be pairs (x, y)")
+        self.labels = default_collate([dataset[i][1] for i in range(len(dataset))])
+        check_labels(self.labels, num_classes)
+        self.input_shape = tuple(torch.as_tensor(first[0]).shape)
+        self.sample_bytes = torch.as_tensor(first[0]).nbytes
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, index: Tensor, generator: torch.Generator | None) -> Batch:
+        x, y = default_collate([self.dataset[int(i)] for i in index])
+        return Batch(x.to(self.device), y.to(self.device), ids=index)
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Squash to [0, 1]: the range of a stranger's inputs is not known."""
+        return torch.sigmoid(x)
+
+    def to(self, device: str) -> "MapStyle":
+        return MapStyle(self.dataset, self.num_classes, self.held_out.to(device) if self.held_out else None, device)
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise BadInput naming the first class label outside 0..num_classes-1; targets that are no integers are left alone."""
+    if labels.is_floating_point() or labels.dim() != 1:
+        return
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
+    if len(wrong):
+        at = int(wrong[0])
+        raise BadInput(
+            f"label {int(labels[at])} of sample {at} is out of range: {num_classes} classes are 0..{num_classes - 1}"
+        )
 
 
 @dataclass
 class Data:
+    """A data set with its two splits; `release` says which copy of it this is."""
+
     name: str
     train: Source
     test: Source
     num_classes: int
     release: str = ""
 
+    def to(self, device: str) -> "Data":
+        train = self.train.to(device)
+        return Data(self.name, train, train.held_out or self.test.to(device), self.num_classes, self.release)
+
 
 def from_datasets(train: Any, test: Any, num_classes: int, name: str = "own") -> Data:
-    def tensors(dataset: Any, held_out: Source | None) -> Tensors:
-        x, y = default_collate([dataset[i] for i in range(len(dataset))])
-        return Tensors(x, y, num_classes, held_out=held_out)
-
-    after = tensors(test, None)
-    return Data(name, tensors(train, after), after, num_classes)
+    """Return two map-style data sets of pairs (x, y) as Data; raises BadInput on items and labels that do not fit."""
+    held_out = MapStyle(test, num_classes)
+    return Data(name, MapStyle(train, num_classes, held_out), held_out, num_classes, "own")

@@ -14,5 +14,7 @@ class Entry(NamedTuple):
 
 METHODS: dict[str, Entry] = {
     "backprop": Entry(backprop.Backprop, "conventional split learning: the server returns the gradient at the cut"),
-    "auxiliary_loss": Entry(auxiliary_loss.AuxiliaryLoss, "decoupled: a local loss at the cut, nothing comes back (lambda mixes)"),
+    "auxiliary_loss": Entry(
+        auxiliary_loss.AuxiliaryLoss, "decoupled: a local loss at the cut, nothing comes back (lambda mixes)"
+    ),
 }

@@ -15,7 +15,7 @@ from ..wire import Exchange
 
 
 @dataclass(frozen=True)
-class Options(AuxiliaryOptions):
+class AuxiliaryLossOptions(AuxiliaryOptions):
     """The auxiliary head (AuxiliaryOptions), and what more is sent or asked for.
 
     lambda_weight: weight of the server's gradient at the cut (0: nothing comes back); lambda_every: on every k-th step only;
@@ -35,16 +35,16 @@ class AuxiliaryLoss:
     The head trains on the weighted sum like the bottom does. Its period is a parameter of its own.
     """
 
-    Options: ClassVar[type] = Options
+    Options: ClassVar[type] = AuxiliaryLossOptions
     needs_labels: ClassVar[bool] = False
 
-    def __init__(self, options: Options, client: Client) -> None:
+    def __init__(self, options: AuxiliaryLossOptions, client: Client) -> None:
         self.options = options
         self.seen = 0
         add_auxiliary(options, client)
 
     @staticmethod
-    def comes_back(options: Options) -> bool:
+    def comes_back(options: AuxiliaryLossOptions) -> bool:
         return options.lambda_weight != 0
 
     def local(self, client: Client, z: Smashed, batch: Batch) -> tuple[Tensor | None, Record]:

@@ -10,21 +10,21 @@ from ..wire import Exchange
 
 
 @dataclass(frozen=True)
-class Options:
+class BackpropOptions:
     """Nothing to choose."""
 
 
 class Backprop:
     """z up, its gradient down, one update: equal to training the uncut model."""
 
-    Options: ClassVar[type] = Options
+    Options: ClassVar[type] = BackpropOptions
     needs_labels: ClassVar[bool] = False
 
-    def __init__(self, options: Options, client: Client) -> None:
+    def __init__(self, options: BackpropOptions, client: Client) -> None:
         pass
 
     @staticmethod
-    def comes_back(options: Options) -> bool:
+    def comes_back(options: BackpropOptions) -> bool:
         return True
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:

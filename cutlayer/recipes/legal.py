@@ -17,7 +17,9 @@ def refusal(recipe: Recipe) -> str | None:
             return f"codec: {role!r} is no role that can be coded; those are {', '.join(ROLES)}"
         find("codec", name, codecs.CODECS)
     if "cut_grad" in recipe.codec and not returns:
-        return f"codec cut_grad = {recipe.codec['cut_grad']!r}: with method {recipe.method!r} no gradient returns; drop this codec"
+        return (
+            f"codec cut_grad = {recipe.codec['cut_grad']!r}: with method {recipe.method!r} no gradient returns; drop this codec"
+        )
     if recipe.tail is None and {"features", "feature_grad"} & set(recipe.codec):
         return "codec: features and feature_grad cross only where there is a tail; set tail or drop this codec"
     if recipe.tail is not None and method.needs_labels:

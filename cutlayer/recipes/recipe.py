@@ -34,50 +34,53 @@ Pairs = Annotated[dict[str, str], pydantic.BeforeValidator(_pairs)]
 class Recipe:
     """Everything that decides a run but the method's own options, which are kept in `options` and flat in `flat()`."""
 
-    scheme: str = Field("vanilla", description="known name of a whole scheme (cutlayer list schemes); any field overrides it")
-    name: str = Field("", description="a name for the reader")
-    data: str = Field("digits", description="data set (cutlayer list data), or package.module:object giving cl.data.Data")
-    data_dir: str | None = Field(None, description="folder with the data files; else $CUTLAYER_DATA")
-    num_train: Positive | None = Field(None, description="use only the first n training samples")
-    num_test: Positive | None = Field(None, description="use only the first n test samples")
-    augment: bool = Field(True, description="random crops and flips, where the data set has them")
-    model: str = Field("resnet20", description="network (cutlayer list models), or package.module:object giving a module")
-    cut: str = Field("shallow", description="block after which the network is cut: stage1.block2, block2, shallow, middle, deep")
-    tail: str | None = Field(None, description="block after which the clients' tail begins (labels stay home)")
-    task: str = Field("classification", description="classification, or package.module:object giving a cl.Task")
-    method: str = Field("backprop", description="where the client's gradient comes from (cutlayer list methods)")
-    schedule: str = Field("relay", description="who computes when (cutlayer list schedules)")
-    hand_over: Literal["reset", "carry", "local", "shared"] = Field(
-        "reset", description="client optimizer state when the model changes hands; shared: one model object, no traffic"
+    scheme: Annotated[str, "known name of a whole scheme (cutlayer list schemes); any field overrides it"] = "vanilla"
+    name: Annotated[str, "a name for the reader"] = ""
+    data: Annotated[str, "data set (cutlayer list data), or package.module:object giving cl.data.Data"] = "digits"
+    data_dir: Annotated[str | None, "folder with the data files; else $CUTLAYER_DATA"] = None
+    num_train: Annotated[Positive | None, "use only the first n training samples"] = None
+    num_test: Annotated[Positive | None, "use only the first n test samples"] = None
+    augment: Annotated[bool, "random crops and flips, where the data set has them"] = True
+    model: Annotated[str, "network (cutlayer list models), or package.module:object giving a module"] = "resnet20"
+    cut: Annotated[str, "block after which the network is cut: stage1.block2, block2, shallow, middle, deep"] = "shallow"
+    tail: Annotated[str | None, "block after which the clients' tail begins (labels stay home)"] = None
+    task: Annotated[str, "classification, or package.module:object giving a cl.Task"] = "classification"
+    method: Annotated[str, "where the client's gradient comes from (cutlayer list methods)"] = "backprop"
+    schedule: Annotated[str, "who computes when (cutlayer list schedules)"] = "relay"
+    hand_over: Annotated[
+        Literal["reset", "carry", "local", "shared"],
+        "client optimizer state when the model changes hands; shared: one model object, no traffic",
+    ] = "reset"
+    num_clients: Annotated[Positive, "data owners"] = 1
+    partition: Annotated[str, "how the training data lie with the clients (cutlayer list partitions)"] = "iid"
+    alpha: Annotated[Annotated[float, Field(gt=0)], "concentration of the Dirichlet partitions"] = 0.5
+    classes_per_client: Annotated[Positive, "classes of each client in the pathological partition"] = 2
+    rounds: Annotated[Positive, "passes in which every client sees all its batches once"] = 10
+    local_epochs: Annotated[Positive, "passes over a client's data per turn"] = 1
+    batch_size: Annotated[Positive, "samples per mini-batch; the last one may be smaller"] = 128
+    drop_last: Annotated[bool, "leave out the last incomplete training batch"] = False
+    optimizer: Annotated[Literal["sgd", "adam"], "one per side"] = "sgd"
+    lr: Annotated[Annotated[float, Field(ge=0)], "learning rate of both sides"] = 0.1
+    momentum: Annotated[Annotated[float, Field(ge=0, lt=1)], "of sgd"] = 0.9
+    nesterov: Annotated[bool, "of sgd"] = False
+    weight_decay: Annotated[Annotated[float, Field(ge=0)], "L2, of both sides"] = 0.0
+    lr_schedule: Annotated[Literal["constant", "cosine", "steps"], "by round; steps: x0.2 at 30, 60, 80 %"] = "constant"
+    warmup_rounds: Annotated[Annotated[int, Field(ge=0)], "rounds of linear warm-up"] = 0
+    clip: Annotated[Annotated[float, Field(gt=0)] | None, "largest norm of each side's own gradients"] = None
+    codec: Annotated[Pairs, "by role, e.g. smashed=float8,cut_grad=float8 (cutlayer list codecs)"] = dataclasses.field(
+        default_factory=dict
     )
-    num_clients: Positive = Field(1, description="data owners")
-    partition: str = Field("iid", description="how the training data lie with the clients (cutlayer list partitions)")
-    alpha: Annotated[float, Field(gt=0)] = Field(0.5, description="concentration of the Dirichlet partitions")
-    classes_per_client: Positive = Field(2, description="classes of each client in the pathological partition")
-    rounds: Positive = Field(10, description="passes in which every client sees all its batches once")
-    local_epochs: Positive = Field(1, description="passes over a client's data per turn")
-    batch_size: Positive = Field(128, description="samples per mini-batch; the last one may be smaller")
-    drop_last: bool = Field(False, description="leave out the last incomplete training batch")
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="one per side")
-    lr: Annotated[float, Field(ge=0)] = Field(0.1, description="learning rate of both sides")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd")
-    nesterov: bool = Field(False, description="of sgd")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2, of both sides")
-    lr_schedule: Literal["constant", "cosine", "steps"] = Field("constant", description="by round; steps: x0.2 at 30, 60, 80 %")
-    warmup_rounds: Annotated[int, Field(ge=0)] = Field(0, description="rounds of linear warm-up")
-    clip: Annotated[float, Field(gt=0)] | None = Field(None, description="largest norm of each side's own gradients")
-    codec: Pairs = Field(default_factory=dict, description="by role, e.g. smashed=float8,cut_grad=float8 (cutlayer list codecs)")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast on both sides")
-    memory_format: Literal["contiguous", "channels_last"] = Field("contiguous", description="of images")
-    num_threads: Positive = Field(2, description="threads of every party; other numbers give other bits")
-    device: str = Field("cpu", description="cpu or cuda")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of weights, order, augmentation and partition, each its own stream")
-    transport: Literal["inprocess"] = Field("inprocess", description="how the parties are joined")
-    evaluate_every: Positive = Field(1, description="rounds between evaluations; the last five are always evaluated")
-    diagnose_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between looks at the gradient at the cut; 0: never")
-    checkpoint_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between marks inside a round; 0: at turns only")
-    tap: bool = Field(False, description="write every message as it crosses to OUT/tap")
-    options: dict[str, Any] = Field(default_factory=dict, description="the method's own options")
+    precision: Annotated[Literal["float32", "bfloat16"], "bfloat16: autocast on both sides"] = "float32"
+    memory_format: Annotated[Literal["contiguous", "channels_last"], "of images"] = "contiguous"
+    num_threads: Annotated[Positive, "threads of every party; other numbers give other bits"] = 2
+    device: Annotated[str, "cpu or cuda"] = "cpu"
+    seed: Annotated[Annotated[int, Field(ge=0)], "of weights, order, augmentation and partition, each its own stream"] = 0
+    transport: Annotated[Literal["inprocess"], "how the parties are joined"] = "inprocess"
+    evaluate_every: Annotated[Positive, "rounds between evaluations; the last five are always evaluated"] = 1
+    diagnose_every: Annotated[Annotated[int, Field(ge=0)], "steps between looks at the gradient at the cut; 0: never"] = 0
+    checkpoint_every: Annotated[Annotated[int, Field(ge=0)], "steps between marks inside a round; 0: at turns only"] = 0
+    tap: Annotated[bool, "write every message as it crosses to OUT/tap"] = False
+    options: Annotated[dict[str, Any], "the method's own options"] = dataclasses.field(default_factory=dict)
 
     def method_options(self) -> Any:
         """Return the method's own frozen options."""
@@ -140,6 +143,9 @@ def make(fields: Mapping[str, Any], onto: "Recipe | None" = None) -> Recipe:
     merged = {**base, **changed}
     for name in merged:
         if name not in FIELDS and name not in own:
+            owners = [other for other in METHODS if name in {f.name for f in dataclasses.fields(options_of(other))}]
+            if owners:
+                raise BadInput(f"{name} is an option of method {' and '.join(owners)}; this recipe has method = {method!r}")
             raise unknown("recipe field", name, [*FIELDS, *own])
     options = {k: v for k, v in merged.items() if k not in FIELDS}
     try:

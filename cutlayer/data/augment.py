@@ -1,0 +1,23 @@
+"""Augmentation of whole batches, on the device, from a stream of their own."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
+    """Return images (N, C, H, W), each cropped at random from its zero-padded self and flipped with probability 1/2.
+
+    The numbers are drawn on the CPU from `generator`, so that every device sees the same crops.
+    """
+    n, _, height, width = x.shape
+    offsets = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator)
+    flips = torch.rand(n, 1, generator=generator) < 0.5
+    rows = offsets[0] + torch.arange(height)
+    columns = offsets[1] + torch.where(flips, torch.arange(width - 1, -1, -1), torch.arange(width))
+    padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+    samples = torch.arange(n).view(n, 1, 1)
+    index = [part.to(x.device) for part in (samples, rows.unsqueeze(2), columns.unsqueeze(1))]
+    cropped = padded[index[0], index[1], index[2]].permute(0, 3, 1, 2)
+    like = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    return cropped.contiguous(memory_format=like)

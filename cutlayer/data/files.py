@@ -1,0 +1,98 @@
+"""Finding data files, knowing their release by hash, fetching what is missing, and keeping what was decoded."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pooch
+
+from ..errors import BadInput
+
+RELEASES = {  # SHA-256, or the MD5 that its publisher gives, of a file: which copy of the data it belongs to
+    "aad2d87cdadd3d1cc659340c89db8f7e94510cc554417bd21302d2489bdff767": "CIFAR-10, JPEG quality 95",
+    "aeee61c3443666720a329331e7023179b0aebf6e7c696c5a368234a04a22dcc5": "CIFAR-10, JPEG quality 95",
+    "873ac1a484a5a980bc8de1fb43bddbdc7a33d89f87326107d2a8711a353957f8": "CIFAR-100, JPEG quality 95",
+    "02a67644dc567a9b85aac52e72a7f4a29dcd41f9e2e54ff08c0bc2482f9c62ce": "CIFAR-100, JPEG quality 95",
+    "c32a1d4ab5d03f1284b67883e8d87530": "CIFAR-10, official binary",
+    "03b5dce01913d631647c71ecec9e9cb8": "CIFAR-100, official binary",
+    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609": "MNIST, original",
+    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6": "MNIST, original",
+    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84": "Fashion-MNIST, original",
+    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073": "Fashion-MNIST, original",
+}
+
+
+def cache_dir() -> Path:
+    """Return where downloads and decoded arrays are kept: $XDG_CACHE_HOME/cutlayer, else ~/.cache/cutlayer."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutlayer"
+
+
+def folders(data_dir: str | None) -> list[Path]:
+    """Return the folders that are searched, in order; raises BadInput if the one that was named is none."""
+    named = data_dir or os.environ.get("CUTLAYER_DATA")
+    if named and not Path(named).is_dir():
+        raise BadInput(f"data_dir = {named!r} is no folder; name the one that holds cifar10/, mnist/, ...")
+    return ([Path(named)] if named else []) + [cache_dir() / "data"]
+
+
+def locate(data_dir: str | None, *names: str) -> Path | None:
+    """Return the first of these relative paths that exists in a searched folder."""
+    return next((folder / name for folder in folders(data_dir) for name in names if (folder / name).exists()), None)
+
+
+def fetch(url: str, known_hash: str, name: str, say: Callable[[str], None] = print) -> Path:
+    """Download a file into the cache, hash-checked; raises BadInput that says which file to put where if it cannot be had."""
+    remedy = f"put {name} into a folder and name that with --data-dir or CUTLAYER_DATA"
+    if os.environ.get("CUTLAYER_OFFLINE"):
+        raise BadInput(f"{name} is in none of the data folders, and CUTLAYER_OFFLINE is set; {remedy}")
+    target = cache_dir() / "data" / name
+    say(f"fetching {url}")
+    try:
+        downloader = pooch.HTTPDownloader(timeout=15)
+        pooch.retrieve(url, known_hash, fname=target.name, path=target.parent, downloader=downloader)
+    except Exception as error:
+        raise BadInput(
+            f"{name} is in none of the data folders and cannot be fetched ({type(error).__name__}); {remedy}"
+        ) from error
+    return target
+
+
+def hashes(path: Path) -> tuple[str, str]:
+    """Return a file's SHA-256 and MD5."""
+    digests = []
+    for kind in ("sha256", "md5"):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, kind).hexdigest())
+    return digests[0], digests[1]
+
+
+def decoded(path: Path, decode: Callable[[Path], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return images, labels and the release of a file, decoding it once and keeping the arrays under its hash.
+
+    Raises BadInput naming the file if it is truncated or damaged.
+    """
+    digest, md5 = hashes(path)
+    release = RELEASES.get(digest) or RELEASES.get(md5) or f"unrecognised {digest[:12]}"
+    kept = [cache_dir() / "decoded" / f"{digest[:32]}-{what}.npy" for what in ("x", "y")]
+    try:
+        x, y = (np.load(file, allow_pickle=False) for file in kept)
+        return x, y, release
+    except (OSError, ValueError, EOFError):
+        pass  # not kept yet, or damaged: decoded again
+    try:
+        x, y = decode(path)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{path} is truncated or damaged ({type(error).__name__}: {error}); get the file again") from error
+    if len(x) != len(y) or not len(x):
+        raise BadInput(f"{path} holds {len(x)} images and {len(y)} labels; get the file again")
+    for file, array in zip(kept, (x, y), strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_suffix(f".{os.getpid()}")
+        with new.open("wb") as out:
+            np.save(out, array, allow_pickle=False)
+        os.replace(new, file)
+    return x, y, release

@@ -1,0 +1,133 @@
+"""CIFAR-10/100 from Parquet or the official binary archive, MNIST and Fashion-MNIST from idx files."""
+
+import gzip
+import io
+import struct
+import tarfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+from PIL import Image
+
+from ..errors import BadInput
+from . import augment as augmentation
+from .files import decoded, fetch, locate
+from .sources import Data, Tensors
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+# the constants of the code of arXiv 2601.19261; CIFAR-10's std is the one everybody copies, not the set's own
+CIFAR_MEAN_STD = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+CIFAR_ARCHIVES = {
+    "cifar10": ("cifar-10-binary.tar.gz", "md5:c32a1d4ab5d03f1284b67883e8d87530"),
+    "cifar100": ("cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8"),
+}
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
+IDX = {
+    "mnist": (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432"),
+        ("9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
+        ((0.1307,), (0.3081,)),
+    ),
+    "fashion_mnist": (
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe"),
+        ("bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"),
+        ((0.2860,), (0.3530,)),
+    ),
+}
+
+
+def cifar(name: str, data_dir: str | None, augment: bool) -> Data:
+    """Return CIFAR-10 or CIFAR-100 as uint8 images (n, 3, 32, 32), with crops and flips in training if `augment`."""
+    splits = []
+    for split in ("train", "test"):
+        path = locate(data_dir, f"{name}/{split}.parquet")
+        if path is not None:
+            splits.append(decoded(path, read_parquet))
+            continue
+        archive, known_hash = CIFAR_ARCHIVES[name]
+        path = locate(data_dir, archive, f"{name}/{archive}") or fetch(CIFAR_URL + archive, known_hash, archive)
+        x, y, release = decoded(path, partial(read_cifar_archive, fine=name == "cifar100"))
+        # both splits lie in one archive: 50,000 training images, then the test images
+        splits.append((x[:50_000], y[:50_000], release) if split == "train" else (x[50_000:], y[50_000:], release))
+    return _data(
+        name, splits, 100 if name == "cifar100" else 10, CIFAR_MEAN_STD[name], augmentation.crop_flip if augment else None
+    )
+
+
+def mnist(name: str, data_dir: str | None, augment: bool) -> Data:
+    """Return MNIST or Fashion-MNIST as uint8 images (n, 1, 28, 28); there is no augmentation."""
+    url, train, test, mean_std = IDX[name]
+    splits = []
+    for prefix, md5s in (("train", train), ("t10k", test)):
+        files = [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
+        images, labels = (
+            locate(data_dir, f"{name}/{file}") or fetch(url + file, f"md5:{md5}", f"{name}/{file}")
+            for file, md5 in zip(files, md5s, strict=True)
+        )
+        splits.append(decoded(images, partial(read_idx, labels=labels)))
+    return _data(name, splits, 10, mean_std, None)
+
+
+def _data(
+    name: str,
+    splits: list[tuple[np.ndarray, np.ndarray, str]],
+    num_classes: int,
+    mean_std: tuple[tuple[float, ...], tuple[float, ...]],
+    augment: object,
+) -> Data:
+    (x, y, release), (test_x, test_y, test_release) = splits
+    test = Tensors(torch.from_numpy(test_x), torch.from_numpy(test_y), num_classes, *mean_std)
+    train = Tensors(torch.from_numpy(x), torch.from_numpy(y), num_classes, *mean_std, augment=augment, held_out=test)  # type: ignore[arg-type]
+    joined = release if release == test_release else f"{release}; test: {test_release}"
+    return Data(name, train, test, num_classes, joined)
+
+
+def read_parquet(path: Path) -> Arrays:
+    """Return images (n, C, H, W) uint8 and labels (n,) of a Parquet file with columns image (JPEG or PNG) and label."""
+    table = parquet.read_table(path, columns=["image", "label"])
+    y = table["label"].to_numpy().astype(np.int64)
+    x: np.ndarray | None = None
+    for i, data in enumerate(table["image"].to_pylist()):
+        raw = data["bytes"] if isinstance(data, dict) else data  # the data-set hub wraps the bytes
+        image = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
+        if x is None:
+            x = np.empty((len(y), 3, *image.shape[:2]), np.uint8)
+        x[i] = image.transpose(2, 0, 1)
+    return (np.empty((0,), np.uint8) if x is None else x), y
+
+
+def read_cifar_archive(path: Path, fine: bool) -> Arrays:
+    """Return the images and (fine) labels of the official binary archive: training batches first, then the test batch."""
+    skip = 2 if fine else 1
+    with tarfile.open(path) as archive:
+        names = sorted(n for n in archive.getnames() if n.endswith(".bin"))
+        names.sort(key=lambda name: "test" in name)
+        blobs = []
+        for name in names:
+            member = archive.extractfile(name)
+            assert member is not None
+            blobs.append(member.read())
+    rows = np.frombuffer(b"".join(blobs), np.uint8).reshape(-1, skip + 3072)
+    if len(rows) != 60_000:
+        raise BadInput(f"{path} holds {len(rows)} images, not 60,000; get the file again")
+    return rows[:, skip:].reshape(-1, 3, 32, 32).copy(), rows[:, skip - 1].astype(np.int64)
+
+
+def read_idx(path: Path, labels: Path) -> Arrays:
+    """Return the images (n, 1, H, W) and labels (n,) of two gzipped idx files."""
+    arrays = []
+    for file in (path, labels):
+        raw = gzip.decompress(file.read_bytes())
+        rank = raw[3]
+        shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank])
+        arrays.append(np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape))
+    return arrays[0][:, None].copy(), arrays[1].astype(np.int64)

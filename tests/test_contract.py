@@ -1,0 +1,102 @@
+"""Every method x cut x codec x schedule x hand-over that the tables hold, two tiny steps per cell; a new row joins by itself."""
+
+import itertools
+
+import pytest
+from conftest import equal, small_data, small_model
+
+import cutlayer as cl
+from cutlayer.codecs import CODECS
+from cutlayer.errors import BadInput
+from cutlayer.methods import METHODS
+from cutlayer.recipes.recipe import Recipe, make
+from cutlayer.recipes.legal import refusal
+from cutlayer.schedules import SCHEDULES
+from cutlayer.wire import dumps, loads
+
+CUTS = {"stem": None, "stage1.block2": None, "pool": "hidden"}
+HAND_OVERS = ("reset", "carry", "local", "shared")
+CELLS = list(itertools.product(METHODS, CUTS, CODECS, SCHEDULES, HAND_OVERS))
+
+
+def fields_of(method, at, codec, schedule, hand_over):
+    options = (
+        {"auxiliary": "mlp", "auxiliary_width": 8} if "auxiliary" in METHODS[method].build.Options.__dataclass_fields__ else {}
+    )
+    tail = {"tail": CUTS[at]} if CUTS[at] else {}
+    base = {"method": method, "schedule": schedule, "hand_over": hand_over, "cut": at, "num_clients": 2, **tail, **options}
+    roles = {role: codec for role in ("smashed", "cut_grad", "features", "feature_grad")}
+    # every role that this cell has
+    for drop in ((), ("cut_grad",), ("features", "feature_grad"), ("cut_grad", "features", "feature_grad")):
+        fields = {**base, "codec": {role: name for role, name in roles.items() if role not in drop}}
+        try:
+            return {**fields, "recipe": make(fields)}
+        except BadInput:
+            continue
+    raise AssertionError("no codec fits this cell")
+
+
+@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+def test_contract(cell, tmp_path):
+    fields = fields_of(*cell)
+    recipe: Recipe = fields.pop("recipe")
+    assert refusal(recipe) is None
+    data, model = small_data(n=16), small_model()
+    clients = cl.partition.contiguous(data.train, num_clients=2)
+    parts = cl.cut(model, cell[1], CUTS[cell[1]])
+    how = {**fields, "rounds": 2, "batch_size": 4, "num_threads": 1, "lr": 0.05, "tap": True}
+    result = cl.run(parts, clients, out=tmp_path / "run", **how)
+    first, last = (result.records[i]["train_loss"] for i in (0, -1))
+    assert last < first
+    # law 4: what the meter counted is what the frames on disk hold, by direction and role
+    counted = {(d, role): cell["payload"] for d in ("up", "down") for role, cell in result.summary["bytes"][d].items()}
+    wire = sum(cell["wire"] for d in ("up", "down") for cell in result.summary["bytes"][d].values())
+    frames = sorted((tmp_path / "run" / "tap").iterdir())
+    assert wire == sum(path.stat().st_size for path in frames)
+    packed: dict[tuple[str, str], int] = {}
+    for path in frames:
+        direction = path.name.split("-")[1]
+        frame = path.read_bytes()
+        message = loads(frame)
+        assert dumps(message) == frame
+        for role, nbytes in message.payload().items():
+            packed[direction, role] = packed.get((direction, role), 0) + nbytes
+        # law 6: raw inputs are in no message, labels in none where there is a tail
+        for role, tensor in ((c.role, t) for c in message.roles for t in c.parts):
+            assert tuple(tensor.shape[1:]) != (1, 6, 6), role
+            assert not (CUTS[cell[1]] and role == "labels")
+    assert packed == {key: nbytes for key, nbytes in counted.items() if nbytes or key in packed}
+    assert not equal(result.modules["bottom"], parts.bottom)
+    assert not equal(result.modules["top"], parts.top)
+    # and once more from the same seed: the same bits
+    again = cl.run(parts, clients, **{**how, "tap": False})
+    assert all(equal(result.modules[name], again.modules[name]) for name in result.modules)
+
+
+REFUSED = [
+    ({"method": "auxiliary_loss", "codec": {"cut_grad": "float8"}}, "no gradient returns"),
+    ({"method": "backprop", "codec": {"features": "float8"}}, "only where there is a tail"),
+    ({"codec": {"labels": "float8"}}, "'labels' is no role"),
+    ({"codec": {"smashed": "float7"}}, "unknown codec 'float7'"),
+    ({"nesterov": True, "momentum": 0.0}, "nesterov needs"),
+    ({"lr_schedule": "cosine", "warmup_rounds": 5, "rounds": 5}, "leaves no round"),
+    ({"method": "auxiliary_loss", "auxiliary": "blok"}, "Did you mean 'block'"),
+    ({"method": "auxiliary_loss", "lambda_every": 0}, "lambda_every = 0"),
+    ({"lr": "fast"}, "lr = 'fast'"),
+    ({"rounds": 0}, "rounds = 0"),
+    ({"lr_rate": 0.1}, "unknown recipe field 'lr_rate'. Did you mean"),
+    ({"auxilary": "mlp", "method": "auxiliary_loss"}, "Did you mean 'auxiliary'"),
+    ({"auxiliary": "mlp"}, "auxiliary is an option of method auxiliary_loss"),
+    ({"scheme": "vanila"}, "Did you mean 'vanilla'"),
+    ({"method": "backpropp"}, "Did you mean 'backprop'"),
+    ({"method": "nowhere:Nothing"}, "must be package.module:object"),
+    ({"hand_over": "throw"}, "hand_over = 'throw'"),
+]
+
+
+@pytest.mark.parametrize(("fields", "why"), REFUSED, ids=[why for _, why in REFUSED])
+def test_what_does_not_go_together_is_refused_in_one_line(fields, why):
+    with pytest.raises(BadInput) as error:
+        make(fields)
+    assert why in str(error.value)
+    assert "\n" not in str(error.value)
