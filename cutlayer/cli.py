@@ -14,7 +14,8 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from .errors import BadInput, RunFailed
 from .methods import METHODS
-from .recipes.recipe import FIELDS, Recipe, make, options_of, to_toml
+from .recipes import FIELDS, Recipe, fields_of, load
+from .recipes.recipe import options_of, to_toml
 
 console = Console()
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
@@ -67,9 +68,8 @@ def run(
         dry_run: print bytes, memory and parameters, and train nothing.
     """
     from .compare import run_in
-    from .recipes import fields_of
 
-    made = make({**fields_of(recipe), **_given(fields)})
+    made = load(recipe, **_given(fields))
     if dry_run:
         return _dry_run(made)
     folder = out or Path("runs") / f"{made.name or 'run'}-{made.digest()[:8]}"
@@ -100,7 +100,6 @@ def compare(
         max_minutes: stop at the next mark after so many minutes; the same command goes on.
     """
     from .compare import cells, compare as compare_all
-    from .recipes import fields_of
 
     wanted = [_sweep(text) for text in over]
     recipes = list(cells({**fields_of(recipe), **_given(fields)}, dict(wanted), _seeds(seeds)))
@@ -136,9 +135,7 @@ def show(recipe: Positional[str], /, fields: OmitArgPrefixes[Fields]) -> int:  #
         recipe: a named recipe, or a flat TOML file.
         fields: any field of the recipe.
     """
-    from .recipes import fields_of
-
-    made = make({**fields_of(recipe), **_given(fields)})
+    made = load(recipe, **_given(fields))
     print(to_toml(made.flat()), end="")
     return 0
 

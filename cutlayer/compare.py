@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, RunFailed
-from .methods import METHODS
-from .recipes.recipe import FIELDS, Recipe, make, options_of
+from .recipes import Recipe, override
+from .recipes.recipe import make, read as read_fields
 from .report import Run, read
 from .run import Paused, Progress, run_recipe
 
@@ -22,18 +22,8 @@ def cells(fields: Mapping[str, Any], over: Over, seeds: Sequence[int]) -> Iterat
     Options that belong to another method than the cell's are left out, so one recipe can be compared over methods.
     Raises BadInput as `recipes.make` does.
     """
-    names = [*over, "seed"]
     for values in itertools.product(*over.values(), seeds):
-        cell = {**fields, **dict(zip(names, values, strict=True))}
-        if "method" in over:  # the method given beats the one of the recipe's scheme
-            cell["method"] = values[names.index("method")]
-        method = make({k: v for k, v in cell.items() if k in ("scheme", "method")}).method
-        others = {name for other in METHODS for name in _options(other)} - _options(method)
-        yield make({k: v for k, v in cell.items() if k in FIELDS or k not in others})
-
-
-def _options(method: str) -> set[str]:
-    return set(getattr(options_of(method), "__dataclass_fields__", {}))
+        yield override(fields, dict(zip([*over, "seed"], values, strict=True)))
 
 
 def folder_of(recipe: Recipe, out: Path) -> Path:
@@ -48,8 +38,6 @@ def run_in(recipe: Recipe, folder: Path, **how: Any) -> Run:
     """
     written = folder / "recipe.toml"
     if written.exists():
-        from .recipes.recipe import read as read_fields
-
         try:
             other = make(read_fields(written))
         except BadInput as error:

@@ -53,6 +53,7 @@ class Outputs:
         self.records: list[dict[str, Any]] = []
         self.elapsed, self.began = 0.0, time.perf_counter()
         self.marks = 0
+        self.provenance = provenance()  # now, because files may change while a long run goes on
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             (out / "recipe.toml").write_text(to_toml(recipe.flat()))
@@ -162,7 +163,7 @@ class Outputs:
             "release": self.release,
             "recipe": self.recipe.flat(),
             "digest": self.recipe.digest(),
-            **provenance(),
+            **self.provenance,
         }
 
 
