@@ -67,7 +67,9 @@ class Outputs:
     def round(self, record: dict[str, Any], meter: Meter) -> None:
         """Add a finished round: its figures, and cumulated bytes and seconds."""
         table = meter.bytes_by_role()
-        record["bytes"] = {d: {role: cell["payload"] for role, cell in roles.items()} for d, roles in table.items()}
+        record["bytes"] = {
+            d: {role: cell["payload"] for role, cell in roles.items() if cell["payload"]} for d, roles in table.items()
+        }
         record["seconds"] = {name: meter.seconds.get(name, 0.0) for name in PHASES}
         record["seconds_total"] = self.seconds()
         self.records.append(record)

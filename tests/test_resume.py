@@ -1,0 +1,105 @@
+"""Law 8: at every mark throw everything away, rebuild from disk, and the weights, bytes and records are the same bits."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, equal, small_data, small_model
+
+import cutlayer as cl
+from cutlayer import checkpoint
+from cutlayer.errors import BadInput
+from cutlayer.methods import METHODS
+from cutlayer.recipes.recipe import make
+from cutlayer.run import Paused, train
+from cutlayer.task import Task
+
+
+def until_done(recipe, parts, clients, out):
+    """Run, stopping at every mark and starting again from disk with objects of its own; return the result and the stops."""
+    stops = 0
+    while True:
+        try:
+            return train(recipe, parts, clients, Task(num_classes=4), out, deadline=time.monotonic() - 1), stops
+        except Paused:
+            stops += 1
+            assert stops < 100
+
+
+@pytest.mark.parametrize("tail", [None, "hidden"])
+@pytest.mark.parametrize("codec", [{}, {"smashed": "float8"}])
+@pytest.mark.parametrize("hand_over", ["reset", "carry", "local", "shared"])
+@pytest.mark.parametrize("method", METHODS)
+def test_law8_rebuilt_at_every_mark(method, hand_over, codec, tail, tmp_path):
+    options = {"auxiliary": "mlp", "auxiliary_width": 8, "lambda_weight": 0.5, "lambda_every": 2} if method == "auxiliary_loss" else {}
+    fields = {"method": method, "hand_over": hand_over, "codec": codec, "num_clients": 2, "rounds": 3, "batch_size": 4, **options}
+    recipe = make({**fields, "tail": tail, "num_threads": 1, "checkpoint_every": 2, "lr": 0.05, "lr_schedule": "cosine"})
+    data = small_data(n=20)
+    clients = cl.partition.contiguous(data.train, num_clients=2)
+    parts = cl.cut(small_model(), "stage1.block1", tail)
+    whole = train(recipe, parts, clients, Task(num_classes=4), tmp_path / "whole")
+    broken, stops = until_done(recipe, parts, clients, tmp_path / "broken")
+    # 3 steps a turn: a mark after the second and one at the turn's end, 6 turns, and the last ends the run
+    assert stops == 6 * 2 - 1
+    for name in whole.modules:
+        assert equal(whole.modules[name], broken.modules[name]), name
+    # a party that starts again says hello once more; what carries tensors is the same
+    mine, theirs = (
+        {(d, role): cell["payload"] for d in ("up", "down") for role, cell in run.summary["bytes"][d].items() if cell["payload"]}
+        for run in (whole, broken)
+    )
+    assert mine == theirs
+    timeless = [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in whole.records]
+    assert timeless == [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in broken.records]
+    lines = [json.loads(line) for line in (tmp_path / "broken" / "records.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("at_s", [0.6, 1.2])
+def test_law8_killed_and_started_again(at_s, tmp_path):
+    words = ["run", "demo", "--num-train", "256", "--num-test", "64", "--rounds", "4", "--warmup-rounds", "0"]
+    words += ["--checkpoint-every", "2", "--model", "resnet8", "--batch-size", "16"]
+    command = [sys.executable, "-m", "cutlayer.cli", *words, "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, cwd=ROOT)
+    running = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    marks = tmp_path / "killed" / "marks"
+    deadline = time.monotonic() + 60
+    while not (marks.exists() and checkpoint.marks(marks)) and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(at_s / 2)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, cwd=ROOT)
+    for path in sorted((tmp_path / "whole" / "weights").iterdir()):
+        assert path.read_bytes() == (tmp_path / "killed" / "weights" / path.name).read_bytes(), path.name
+
+
+def test_a_mark_is_whole_or_not_there_and_two_are_kept(tmp_path):
+    import torch
+
+    tree = {"a": torch.arange(3), "b": [1, 2.5, None, "c"], "d": {1: torch.zeros(2, 2), "e": {}}, "f": float("nan")}
+    for i in range(4):
+        checkpoint.save(tmp_path, f"{i:08d}", tree)
+    (tmp_path / ".00000009.new").mkdir()
+    assert [path.name for path in checkpoint.marks(tmp_path)] == ["00000002", "00000003"]
+    back = checkpoint.load(tmp_path / "00000003")
+    assert torch.equal(back["a"], tree["a"])
+    assert back["b"] == tree["b"]
+    assert list(back["d"]) == [1, "e"]
+    assert back["f"] != back["f"]
+    (tmp_path / "00000003" / "tensors.safetensors").write_bytes(b"torn")
+    with pytest.raises(BadInput, match="00000003 cannot be read"):
+        checkpoint.load(tmp_path / "00000003")
+
+
+def test_a_folder_of_another_recipe_is_refused(tmp_path, capsys):
+    from cutlayer.cli import main
+
+    words = ["run", "demo", "--num-train", "64", "--num-test", "32", "--rounds", "1", "--warmup-rounds", "0", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert main(words) == 0  # done already: shown again
+    assert main([*words, "--lr", "0.2"]) == 2
+    assert "holds another recipe" in capsys.readouterr().err
