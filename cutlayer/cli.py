@@ -7,37 +7,27 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from .errors import BadInput, RunFailed
+from .console import console, follow, progress_bar, show_estimate, show_lists, show_paths, show_runs
+from .errors import BadInput, RunFailed, unknown
 from .methods import METHODS
 from .recipes import FIELDS, Recipe, fields_of, load
 from .recipes.recipe import options_of, to_toml
 
-console = Console()
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def _flags() -> type:
     """Return a dataclass with one optional flag per recipe field and method option; values stay text until the recipe checks them."""
     hints = get_type_hints(Recipe, include_extras=True)
-    fields: list[tuple[str, Any, Any]] = [
-        (
-            name,
-            Annotated[str | None, arg(help=next(m for m in hints[name].__metadata__ if isinstance(m, str)), metavar="VALUE")],
-            None,
-        )
-        for name in FIELDS
-    ]
+    helps = {name: next(text for text in hints[name].__metadata__ if isinstance(text, str)) for name in FIELDS}
     owners: dict[str, list[str]] = {}
     for method in METHODS:
         for option in dataclasses.fields(options_of(method)):
             owners.setdefault(option.name, []).append(method)
-    for name, methods in owners.items():
-        fields.append((name, Annotated[str | None, arg(help=f"option of {', '.join(methods)}", metavar="VALUE")], None))
+    helps |= {name: f"option of {', '.join(methods)}" for name, methods in owners.items()}
+    fields = [(name, Annotated[str | None, arg(help=text, metavar="VALUE")], None) for name, text in helps.items()]
     return dataclasses.make_dataclass("Fields", fields, frozen=True)
 
 
@@ -71,12 +61,15 @@ def run(
 
     made = load(recipe, **_given(fields))
     if dry_run:
-        return _dry_run(made)
+        from .estimate import estimate
+
+        show_estimate(made.name or made.scheme, estimate(made))
+        return 0
     folder = out or Path("runs") / f"{made.name or 'run'}-{made.digest()[:8]}"
-    with _bar() as bar:
-        done = run_in(made, folder, progress=_progress(bar, made.name or recipe))
-    _table([done])
-    _next({"report": folder / "report.html", "figures as JSON": folder / "summary.json", "weights": folder / "weights"})
+    with progress_bar() as bar:
+        done = run_in(made, folder, progress=follow(bar, made.name or recipe))
+    show_runs([done])
+    show_paths({"report": folder / "report.html", "figures as JSON": folder / "summary.json", "weights": folder / "weights"})
     return 0
 
 
@@ -105,12 +98,12 @@ def compare(
     recipes = list(cells({**fields_of(recipe), **_given(fields)}, dict(wanted), _seeds(seeds)))
     folder = out or Path("runs") / f"compare-{Path(recipe).stem}"
     swept = [name for name, _ in wanted] + ["seed"]
-    with _bar() as bar:
+    with progress_bar() as bar:
 
         def progress(i: int, cell: Recipe) -> Any:
             flat = cell.flat()
             label = ", ".join(f"{name}={flat.get(name)}" for name in swept)
-            return _progress(bar, f"{i + 1}/{len(recipes)} {label}")
+            return follow(bar, f"{i + 1}/{len(recipes)} {label}")
 
         def failed(cell: Recipe, error: Exception) -> None:
             console.print(f"[red]failed[/red] {cell.digest()[:12]}: {error}", highlight=False)
@@ -121,8 +114,8 @@ def compare(
     from .report import write
 
     page = write(done, folder / "report.html", f"cutlayer: {recipe}")
-    _table(done)
-    _next({"report": page, "runs": folder})
+    show_runs(done)
+    show_paths({"report": page, "runs": folder})
     if not complete:
         console.print(f"{len(done)} of {len(recipes)} runs are done; the same command goes on with the others.")
     return 0 if complete else FAILED if max_minutes is None else 0
@@ -161,8 +154,8 @@ def report(folders: Positional[tuple[Path, ...]], /, out: Path = Path("report.ht
         )
     runs = [read(folder) for folder in found]
     page = write(runs, out)
-    _table(runs)
-    _next({"report": page})
+    show_runs(runs)
+    show_paths({"report": page})
     return 0
 
 
@@ -172,19 +165,10 @@ def list_(kind: Positional[str] = "", /) -> int:
     Args:
         kind: schemes, methods, models, heads, data, recipes, codecs, schedules, partitions; all if not given.
     """
-    from .errors import unknown
-
     tables = _tables()
     if kind and kind not in tables:
         raise unknown("kind", kind, tables)
-    for name, rows in tables.items():
-        if kind in ("", name):
-            table = Table(
-                title=name, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0), title_style="bold"
-            )
-            for row, line in rows.items():
-                table.add_row(row, line)
-            console.print(table)
+    show_lists({name: lines for name, lines in tables.items() if kind in ("", name)})
     return 0
 
 
@@ -201,7 +185,7 @@ def _tables() -> dict[str, Mapping[str, str]]:
 
     named: dict[str, tuple[str, Mapping[str, Any]]] = {
         "schemes": ("scheme", SCHEMES), "methods": ("method", METHODS), "models": ("model", MODELS), "heads": ("auxiliary", HEADS),
-        "data": ("data set", DATASETS), "recipes": ("recipe", RECIPES), "codecs": ("codec", CODECS),
+        "data": ("data", DATASETS), "recipes": ("recipe", RECIPES), "codecs": ("codec", CODECS),
         "schedules": ("schedule", SCHEDULES), "partitions": ("partition", PARTITIONS),
     }  # fmt: skip
     return {
@@ -223,64 +207,6 @@ def _seeds(text: str) -> list[int]:
         return [int(seed) for seed in text.split(",")]
     except ValueError:
         raise BadInput(f"--seeds {text!r}: write whole numbers, 0,1,2") from None
-
-
-def _bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    return Progress(*columns, console=console, transient=not console.is_terminal)
-
-
-def _progress(bar: Progress, label: str) -> Callable[[int, int, dict[str, Any] | None], None]:
-    task = bar.add_task(label, total=None, note="")
-
-    def advance(done: int, total: int, record: dict[str, Any] | None) -> None:
-        bar.update(task, completed=done, total=total)
-        if record is not None and "accuracy" in record:
-            bar.update(task, note=f"round {record['round'] + 1}: accuracy {100 * record['accuracy']:.1f} %")
-
-    return advance
-
-
-def _table(runs: list[Any]) -> None:
-    from .report import rows
-
-    header, lines = rows(runs)
-    table = Table()
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
-
-
-def _next(paths: Mapping[str, Path]) -> None:
-    for what, path in paths.items():
-        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
-
-
-def _dry_run(recipe: Recipe) -> int:
-    from .estimate import estimate
-
-    cost = estimate(recipe)
-    table = Table(title=f"{recipe.name or recipe.scheme}: {cost.steps:,} steps", show_header=False)
-    for direction, roles in cost.payload.items():
-        for role, nbytes in roles.items():
-            table.add_row(f"bytes {direction}, {role}", f"{nbytes:,}")
-    for side, nbytes in cost.peak_memory_bytes.items():
-        table.add_row(f"peak memory, {side} (bytes)", f"{nbytes:,}")
-    for part, number in cost.parameters.items():
-        table.add_row(f"parameters, {part}", f"{number:,}")
-    for part, number in cost.macs_per_sample.items():
-        table.add_row(f"multiply-adds per sample, {part}", f"{number:,}")
-    console.print(table)
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -69,7 +69,9 @@ def look(method: Method, client: Client, server: Server, batch: Batch) -> Record
 
 
 def effective_rank(rows: Tensor) -> Tensor:
-    """Return exp(entropy) of the normalised singular values of rows (N, D)."""
+    """Return exp(entropy) of the normalised singular values of rows (N, D); NaN if they are not finite."""
+    if not bool(torch.isfinite(rows).all()):
+        return rows.new_tensor(float("nan"))
     values = torch.linalg.svdvals(rows.float())
     p = values / values.sum().clamp_min(1e-12)
     return torch.exp(-(p * p.clamp_min(1e-12).log()).sum())

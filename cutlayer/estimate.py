@@ -11,9 +11,9 @@ import torch
 from .client import program
 from .data.partition import split
 from .outputs import macs
-from .parties import build, order
+from .parties import build, fitted, order
 from .recipes.recipe import Recipe
-from .run import data_of, fitted_task, parts_of, task_of
+from .run import data_of, parts_of, task_of
 from .transports import inprocess
 
 
@@ -32,13 +32,13 @@ def estimate(recipe: Recipe) -> Estimate:
     """Run as many steps of each batch size as the method's periods ask for, and multiply by their number in the run."""
     import dataclasses
 
-    data = data_of(recipe)
+    data = data_of(recipe).to(recipe.device)
     clients = split(data.train, recipe)
     parts = parts_of(recipe, data)
     sizes = Counter(len(batch) for k, share in enumerate(clients.shares) for batch in order(recipe, len(share), k, 0))
     period = math.lcm(*(value for name, value in recipe.options.items() if name.endswith("_every")), 1)
     probe = dataclasses.replace(recipe, rounds=1, num_clients=1, warmup_rounds=0, evaluate_every=1)
-    task = fitted_task(task_of(recipe), recipe, parts, data.train)
+    task = fitted(task_of(recipe), recipe, parts, data.train)
     payload: dict[str, dict[str, float]] = {"up": {}, "down": {}}
     peak: dict[str, int] = {}
     threads = torch.get_num_threads()

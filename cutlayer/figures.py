@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -20,8 +21,8 @@ DASHES = ("-", "-.", ":")
 GREY, INK = "#c9ccd1", "#3b4048"
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "cutlayer", "font.family": "DejaVu Sans", "font.size": 8.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a9099", "axes.labelcolor": "#3b4048", "xtick.color": "#3b4048",
-    "ytick.color": "#3b4048", "axes.grid": True, "grid.color": "#e7e9ec", "grid.linewidth": 0.7, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a9099", "axes.labelcolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "text.parse_math": False, "axes.grid": True, "grid.color": "#e7e9ec", "grid.linewidth": 0.7, "axes.axisbelow": True,
     "axes.linewidth": 0.8, "xtick.major.width": 0.8, "ytick.major.width": 0.8, "legend.frameon": False, "legend.fontsize": 8,
 }  # fmt: skip
 PHASES = ("client_forward", "client_backward", "server_forward", "server_backward", "codec", "wait")
@@ -29,10 +30,9 @@ POINTS = 150  # of a curve; more are not seen and make the page heavy
 
 
 class Drawn(NamedTuple):
-    """A figure of the page: what is seen, how to read it, and its SVG."""
+    """A figure of the page: what is seen, and its SVG."""
 
     title: str
-    note: str
     svg: str
 
 
@@ -56,8 +56,8 @@ def draw(groups: Sequence[Group], metric: str) -> list[Drawn]:
         _stacks(groups, "Bytes by direction and role", "payload (MB)", ("up", "down"), _roles, 1e6),
         _stacks(groups, "Peak memory by side", "peak memory on one batch per round (MB)", ("client", "server"), _peak, 1e6),
         _stacks(groups, "Time by phase", "seconds in the whole run", ("",), _phases, 1.0),
-        _curves(groups, "Training loss", "round", "mean loss of the round", lambda r: _scaled(series(r, "train_loss"))),
         *_shares(groups),
+        _curves(groups, "Training loss", "round", "mean loss of the round", lambda r: _scaled(series(r, "train_loss"))),
         _curves(groups, f"The auxiliary head's {metric} (dashed) beside the server's", "round", unit,
                 lambda r: _scaled(series(r, metric), scale), lambda r: _scaled(series(r, f"auxiliary_{metric}"), scale)),
         _curves(groups, "Cosine of local and server gradient at the cut", "round", "gradient_cosine",
@@ -76,7 +76,7 @@ def _scaled(points: tuple[list[int], list[float]], scale: float = 1.0) -> Points
 
 
 def _by_traffic(run: Run, metric: str, scale: float) -> Points:
-    rows = [r for r in run.records if isinstance(r.get(metric), int | float)]
+    rows = [r for r in run.records if isinstance(r.get(metric), int | float) and r[metric] - r[metric] == 0]
     sums = [sum(n for table in r.get("bytes", {}).values() for role, n in table.items() if role != "evaluation") for r in rows]
     return [n / 1e6 for n in sums], [scale * r[metric] for r in rows]
 
@@ -114,9 +114,8 @@ def _svg(canvas: Canvas, title: str) -> str:
     text = text.replace("url(#", f"url(#{key}")
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif", text)
     text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)
-    return re.sub(
-        r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg class="figure" role="img" \1 aria-label="{key[1:-1]}">', text, count=1
-    )
+    opening = rf'<svg class="figure" role="img" \1 aria-label="{escape(title)}">'
+    return re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', opening, text, count=1)
 
 
 def _thin(points: Points) -> Points:
@@ -158,37 +157,28 @@ def _curves(
         axes.xaxis.set_major_formatter(_thousands)
         _label(axes, ends)
         svg = _svg(canvas, title)
-    several = any(len(group.runs) > 1 for group, _ in drawn)
-    return Drawn(title, "Thick: mean over seeds; thin: each seed." if several else "", svg)
+    return Drawn(title, svg)
 
 
 def _label(axes: Axes, ends: list[tuple[float, float, Group]]) -> None:
     """Write each configuration's name at the end of its curve, moved apart where they would meet."""
     low, high = axes.get_ylim()
-    gap, below = (high - low) / 16, float("-inf")
-    for x, y, group in sorted(ends, key=lambda end: end[1]):
-        if not group.letter:
-            continue
-        below = max(y, below + gap)
+    points = 160 / (high - low)  # the axes are about this many points high
+    ends = sorted((end for end in ends if end[2].letter), key=lambda end: end[1])
+    places = [y * points for _, y, _ in ends]
+    for _ in range(200):
+        for i in range(len(places) - 1):
+            push = max(0.0, (11 - places[i + 1] + places[i]) / 2)
+            places[i], places[i + 1] = places[i] - push, places[i + 1] + push
+    for place, (x, y, group) in zip(places, ends, strict=True):
         axes.annotate(
-            group.short, (x, y), (7, 0 if below == y else (below - y) / (high - low) * 160), textcoords="offset points",
-            color=colour(group), fontweight="bold", va="center", annotation_clip=False,
+            group.short, (x, y), (7, place - y * points), textcoords="offset points", color=colour(group), fontweight="bold",
+            va="center", annotation_clip=False, bbox={"fc": "white", "ec": "none", "alpha": 0.75, "pad": 0.8},
         )  # fmt: skip
 
 
 def _thousands(value: float, _: Any = None) -> str:
     return f"{value:,.6g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _bars(count: int) -> tuple[Canvas, Axes]:
-    canvas, axes = _canvas(max(1.7, 1.0 + 0.27 * count))
-    axes.grid(False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(_thousands)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    return canvas, axes
 
 
 def _stacks(
@@ -234,11 +224,10 @@ def _stacks(
         axes.xaxis.set_major_formatter(_thousands)
         if any(names):
             handles = [Patch(color=fill[name], label=name) for name in names]
-            canvas.legend(
-                handles=handles, loc="outside upper left", ncols=min(4, len(names)), handlelength=1, columnspacing=1.2
-            )
+            count = len(names) if len(names) <= 4 else 3
+            canvas.legend(handles=handles, loc="outside upper left", ncols=count, handlelength=1, columnspacing=1.2)
         svg = _svg(canvas, title)
-    return Drawn(title, "Mean over seeds." if any(len(group.runs) > 1 for group in groups) else "", svg)
+    return Drawn(title, svg)
 
 
 def _shares(groups: Sequence[Group]) -> list[Drawn]:
@@ -250,36 +239,30 @@ def _shares(groups: Sequence[Group]) -> list[Drawn]:
             if len(counts) > 1 and counts[0]:
                 seen.setdefault(str(counts), (counts, []))[1].append(f"{group.letter} seed {run.recipe.get('seed', 0)}".strip())
     made = []
-    for number, (counts, names) in enumerate(list(seen.values())[:4]):
-        classes = len(counts[0])
-        who = (
-            "" if len(seen) == 1 else " of " + ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        )
+    for counts, names in list(seen.values())[:4]:
+        title = "Training samples by client and class"
+        if len(seen) > 1:
+            title += " of " + ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        classes, top = len(counts[0]), max(map(max, counts))
+        few = len(counts) * classes <= 120
         with matplotlib.rc_context({**STYLE, "axes.grid": False}):
             canvas, axes = _canvas(min(5.0, max(1.7, 1.0 + 0.26 * len(counts))))
+            # a picture instead of one path per field where there are many
             mesh = axes.pcolormesh(
-                counts, cmap="cividis_r", vmin=0, edgecolors="white", lw=0.5, rasterized=len(counts) * classes > 600
+                counts, cmap="Blues", vmin=0, edgecolors="white", lw=0.5, rasterized=len(counts) * classes > 600
             )
-            if len(counts) * classes <= 120:
-                top = max(map(max, counts))
-                for k, row in enumerate(counts):
-                    for c, n in enumerate(row):
-                        axes.text(
-                            c + 0.5,
-                            k + 0.5,
-                            f"{n:,}",
-                            ha="center",
-                            va="center",
-                            fontsize=7,
-                            color="white" if n > 0.55 * top else "#222",
-                        )
+            for k, row in enumerate(counts if few else []):
+                for c, n in enumerate(row):
+                    ink = "white" if n > 0.55 * top else INK
+                    axes.text(c + 0.5, k + 0.5, f"{n:,}", ha="center", va="center", fontsize=7, color=ink)
             axes.set(xlabel="class", ylabel="client")
             for axis, count in ((axes.xaxis, classes), (axes.yaxis, len(counts))):
                 ticks = range(0, count, -(-count // 20))
                 axis.set_ticks([t + 0.5 for t in ticks], [str(t) for t in ticks])
             axes.invert_yaxis()
             axes.tick_params(length=0)
-            canvas.colorbar(mesh, ax=axes, pad=0.02, aspect=12).outline.set_visible(False)
-            svg = _svg(canvas, f"shares{number}")
-        made.append(Drawn(f"Training samples by client and class{who}", "", svg))
+            if not few:
+                canvas.colorbar(mesh, ax=axes, pad=0.02, aspect=12, label="samples")
+            svg = _svg(canvas, title)
+        made.append(Drawn(title, svg))
     return made

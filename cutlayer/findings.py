@@ -9,6 +9,11 @@ CUT_ROLES = ("smashed", "cut_grad", "features", "feature_grad")  # what crosses 
 ANSWERS = ("cut_grad", "features", "loss")  # what comes down in answer to a batch
 APART = ("scheme", "name", "seed", "data_dir", "options")  # fields that say nothing about the configuration
 
+# Two-sided 95 % points of Student's t by degrees of freedom; beyond the table its last one, which is a little too wide.
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120
+)  # fmt: skip
+
 
 class Run(NamedTuple):
     """A run as its folder holds it: `summary` of summary.json, `records` of records.jsonl, and a label for the reader."""
@@ -35,19 +40,14 @@ class Group(NamedTuple):
     letter: str
     label: str
     runs: list[Run]
-
-    @property
-    def short(self) -> str:
-        """What stands at a curve: the letter, and the label's values where they are few."""
-        values = " ".join(part.partition("=")[2] or part for part in self.label.split(", "))
-        return self.letter + (f" {values}" if len(values) <= 16 else "")
+    short: str  # what stands at a curve: the letter, and the label's values where all are short
 
 
 class Finding(NamedTuple):
-    """One statement about a run; `kind` names it across seeds, and `good` is False where something should be tried."""
+    """One statement about a run; `kind` names it across seeds, `good` is False where something should be tried."""
 
     kind: str
-    good: bool
+    good: bool | None  # None: for the reader to judge
     text: str
 
 
@@ -102,11 +102,19 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
         while any(run.summary.get("seed") == other.summary.get("seed") for other in sorted_out.get((label, again), [])):
             again += 1
         sorted_out.setdefault((label, again), []).append(run)
-    made = []
-    for i, ((label, again), members) in enumerate(sorted_out.items()):
-        letter = "" if len(sorted_out) == 1 else ascii_uppercase[i % 26] + str(i // 26 or "")
-        made.append(Group(i, letter, label + (f" ({again + 1})" if again else ""), members))
-    return made
+    names = [label + (f" ({again + 1})" if again else "") for label, again in sorted_out]
+    values = [" ".join(part.partition("=")[2] or part for part in name.split(", ")) for name in names]
+    letters = [ascii_uppercase[i % 26] + str(i // 26 or "") if len(names) > 1 else "" for i in range(len(names))]
+    brief = max(map(len, values), default=0) <= 16
+    shorts = [f"{letter} {value}" if brief and letter else letter for letter, value in zip(letters, values, strict=True)]
+    return [Group(i, letters[i], names[i], members, shorts[i]) for i, members in enumerate(sorted_out.values())]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of at least two values and the half-width of its 95 % Student-t interval."""
+    mean = _mean(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return mean, STUDENT[min(len(values) - 1, len(STUDENT)) - 1] * deviation / math.sqrt(len(values))
 
 
 def findings(run: Run) -> list[str]:
@@ -117,16 +125,9 @@ def findings(run: Run) -> list[str]:
 def found(run: Run) -> list[Finding]:
     """Return the findings of one run with their kinds, troubles before good news."""
     rules: tuple[Callable[[Run], Finding | None], ...] = (
-        _loss,
-        _chance,
-        _activations,
-        _rank,
-        _stall,
-        _cosine,
-        _memory,
-        _one_way,
-    )
-    return sorted((f for rule in rules if (f := rule(run)) is not None), key=lambda f: f.good)
+        _loss, _chance, _activations, _rank, _stall, _cosine, _memory, _one_way,
+    )  # fmt: skip
+    return sorted((f for rule in rules if (f := rule(run)) is not None), key=lambda f: bool(f.good))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -219,8 +220,8 @@ def _one_way(run: Run) -> Finding | None:
     rest, evaluation = payload(run, "down"), payload(run, "down", ["evaluation"])
     if not rest:
         tail = f" ({human(evaluation)})" if evaluation else ""
-        what = f"nothing came down but evaluation{tail}" if evaluation else "nothing came down"
-        return Finding("one way", True, f"{what.capitalize()}: {human(smashed)} of activations went up and got no answer.")
+        what = f"Nothing came down but evaluation{tail}" if evaluation else "Nothing came down"
+        return Finding("one way", True, f"{what}: {human(smashed)} of activations went up and got no answer.")
     roles = " and ".join(role for role, n in down.items() if n["payload"] and role != "evaluation")
     said = f"No batch was answered: {human(smashed)} of activations went up, and only {roles} ({human(rest)}) came down."
     return Finding("one way", True, said)
@@ -258,3 +259,21 @@ def against(run: Run, other: Run, name: str = "the conventional run") -> list[Fi
         advice = "" if mine < theirs else " The auxiliary head costs more than the answer saves: make it smaller."
         made.append(Finding("client memory", mine < theirs, f"{verdict}: {human(mine)} against {human(theirs)}.{advice}"))
     return made
+
+
+def paired(runs: Sequence[Run], others: Sequence[Run], name: str) -> Finding | None:
+    """Return the difference of the final figure from another configuration, over the seeds that both have."""
+    theirs = {run.summary.get("seed"): run.summary.get("accuracy_final") for run in others}
+    both = [(run.summary.get("accuracy_final"), theirs.get(run.summary.get("seed"))) for run in runs]
+    gaps = [mine - other for mine, other in both if mine is not None and other is not None]
+    metric = runs[0].metric
+    if not gaps or metric != others[0].metric:
+        return None
+    scale, unit = (100, " points") if "accuracy" in metric else (1, "")
+    mean, half = interval(gaps) if len(gaps) > 1 else (gaps[0], 0.0)
+    said = f"Final {metric} minus that of {name}: {scale * mean:+.2f}"
+    if len(gaps) == 1:
+        return Finding("paired", None, f"{said}{unit}, from one seed; more seeds would give it an interval.")
+    return Finding(
+        "paired", None, f"{said} ± {scale * half:.2f}{unit} (paired differences of {len(gaps)} seeds, 95 % interval)."
+    )

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import BadInput
-from .findings import Finding, Group, Run, against, baseline, differences, findings, found, groups_of, human, payload, word
+from .findings import APART, Finding, Group, Run, against, baseline, differences, findings, found, groups_of, human
+from .findings import interval, paired, payload, word
 
 __all__ = ["Run", "findings", "labels", "read", "rows", "write"]
 
-# Two-sided 95 % points of Student's t by degrees of freedom; beyond the table the last one, which is within 2 %.
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120
-)  # fmt: skip
-
 CSS = """
 :root{color-scheme:light}*{box-sizing:border-box}
-body{margin:0 auto;padding:2.2rem 1.4rem 3rem;max-width:1180px;background:#fff;color:#1f2328;font:15px/1.55 system-ui,"Helvetica Neue",Arial,sans-serif}
+body{margin:0 auto;padding:2.2rem 1.4rem 3rem;max-width:1180px;background:#fff;color:#1f2328;
+font:15px/1.55 system-ui,"Helvetica Neue",Arial,sans-serif}
 h1{margin:0 0 .3rem;font-size:1.7rem;letter-spacing:-.01em}
 h2{margin:2.4rem 0 .7rem;padding-top:.9rem;border-top:1px solid #e3e6ea;font-size:1.15rem}
 .lead{margin:0 0 1.5rem;max-width:62rem;color:#3b4048;font-size:1.05rem}.note,dl{color:#57606a;font-size:.86rem}
@@ -27,17 +24,18 @@ h2{margin:2.4rem 0 .7rem;padding-top:.9rem;border-top:1px solid #e3e6ea;font-siz
 .numbers{width:100%}th,td{padding:.42rem .6rem;border-bottom:1px solid #e3e6ea;text-align:right;vertical-align:top}
 .numbers td:not(:first-child){white-space:nowrap}th{color:#57606a;font-weight:600;vertical-align:bottom}
 thead th{border-bottom:2px solid #1f2328}tbody tr:last-child>*{border-bottom:2px solid #1f2328}
-th:first-child,td:first-child,.recipe th,.recipe td{text-align:left}td[title]{cursor:help}.best{font-weight:700}
-.numbers td:first-child{min-width:11rem}.recipe td{overflow-wrap:anywhere}.recipe .differs td{background:#fff6d6}
+th:first-child,td:first-child,.recipe th,.recipe td{text-align:left}td[title]{cursor:help}
+.numbers td:first-child{min-width:12rem}.recipe td{overflow-wrap:anywhere}.recipe .differs td{background:#fff6d6}
 .recipe td[colspan]{color:#57606a}
-.badge{display:inline-block;min-width:1.5em;margin-right:.5em;padding:0 .35em;border-radius:.3em;color:#fff;font-weight:700;text-align:center}
+.badge{display:inline-block;min-width:1.5em;margin-right:.5em;padding:0 .35em;border-radius:.3em;color:#fff;font-weight:700;
+text-align:center}.keyed{display:flex;align-items:flex-start}.keyed>.badge{flex:none}
 .figures{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1.6rem 2rem}figure{margin:0;break-inside:avoid}
-figcaption{margin-bottom:.3rem;font-weight:600}figcaption span{color:#57606a;font-weight:400;font-size:.86rem}
-svg{display:block;width:100%;height:auto}
+figcaption{margin-bottom:.3rem;font-weight:600}svg{display:block;width:100%;height:auto}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;margin:1rem 0 0}dt{font-weight:600;color:#3b4048}
 dd{margin:0}ul.found{margin:0;padding:0;list-style:none}
 .found li{margin:.45rem 0;padding:.4rem .8rem;border-left:4px solid #D55E00;background:#fdf3ec;break-inside:avoid}
-.found li.good{border-color:#009E73;background:#eef8f4}.found b{margin-right:.4em}
+.found li.good{border-color:#009E73;background:#eef8f4}.found li.open{border-color:#8a9099;background:#f5f6f8}
+.found b{margin-right:.4em}
 @media(max-width:760px){body{padding:1.2rem .8rem;font-size:14px}.figures{grid-template-columns:minmax(0,1fr)}
 dl{display:block}dd{margin-bottom:.5rem}.numbers td:first-child{min-width:8.5rem}}
 @media print{@page{size:A4 landscape;margin:12mm}body{max-width:none;padding:0;font-size:10pt}table{font-size:8pt}
@@ -107,9 +105,7 @@ def _cell(runs: Sequence[Run], of: Callable[[Run], float | None], show: Callable
     if len(set(values)) == 1:
         every = f" in each of {len(values)} seeds" if len(values) > 1 else ""
         return Cell(show(values[0]), exact.format(values[0]) + every)
-    mean = sum(values) / len(values)
-    deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-    half = STUDENT[min(len(values) - 1, len(STUDENT)) - 1] * deviation / len(values) ** 0.5
+    mean, half = interval(values)
     return Cell(f"{show(mean)} ± {show(half)}", "; ".join(f"seed {seed}: {exact.format(value)}" for seed, value in known))
 
 
@@ -166,20 +162,25 @@ def write(runs: Sequence[Run], path: Path, title: str = "cutlayer") -> Path:
     _some(runs)
     groups, name = groups_of(runs), escape(title)
     figures = "".join(
-        f"<figure><figcaption>{escape(f.title)} <span>{escape(f.note)}</span></figcaption>{f.svg}</figure>"
-        for f in draw(groups, runs[0].metric)
+        f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>" for title, svg in draw(groups, runs[0].metric)
     )
     parts = [
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{CSS}</style>',
         '<meta name="viewport" content="width=device-width, initial-scale=1"></head><body>',
         f'<h1>{name}</h1><p class="lead">{escape(_sentence(groups))}</p>{_numbers(groups)}',
         "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(said)}</dd>" for term, said in LEGEND) + "</dl>",
-        f'<h2>Figures</h2><div class="figures">{figures}</div><h2>Findings</h2>{_said(groups)}',
-        f"<h2>Recipes</h2>{_recipes(groups)}</body></html>\n",
+        f'<h2>Figures</h2>{_seeds(groups)}<div class="figures">{figures}</div><h2>Findings</h2>{_said(groups)}',
+        f"<h2>Recipes and exact bytes</h2>{_recipes(groups)}</body></html>\n",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(parts), encoding="utf-8")
     return path
+
+
+def _seeds(groups: Sequence[Group]) -> str:
+    if all(len(group.runs) == 1 for group in groups):
+        return ""
+    return '<p class="note">Thick curves and bars: mean over seeds; thin curves: the single seeds.</p>'
 
 
 def _sentence(groups: Sequence[Group]) -> str:
@@ -191,15 +192,14 @@ def _sentence(groups: Sequence[Group]) -> str:
 
     count = f"{len(groups)} configurations" if len(groups) > 1 else groups[0].label
     seeds = f"{len(runs)} runs of " if len(runs) > len(groups) else ""
-    model = f"{shared('model') or 'networks'} cut at {shared('cut') or 'several places'}, on {shared('data') or 'several data sets'}"
-    clients = shared("num_clients")
-    who = (
-        f", {clients} client{'s' * (clients != '1')}" + (f" ({p})" if clients != "1" and (p := shared("partition")) else "")
-        if clients
-        else ""
-    )
+    model = f"{shared('model') or 'networks'} cut at {shared('cut') or 'several places'}, on "
+    model += shared("data") or "several data sets"
+    clients, who = shared("num_clients"), ""
+    if clients:
+        spread = f" ({shared('partition')})" if clients != "1" and shared("partition") else ""
+        who = f", {clients} client{'s' * (clients != '1')}{spread}"
     length = f", {n} rounds" if (n := shared("rounds")) else ""
-    differ = f"; they differ in {', '.join(fields)}" if fields else ""
+    differ = f"; they differ in {' and '.join(filter(None, (', '.join(fields[:-1]), fields[-1])))}" if fields else ""
     return f"{seeds}{count}: {model}{who}{length}{differ}."
 
 
@@ -218,56 +218,66 @@ def _numbers(groups: Sequence[Group]) -> str:
             f'<td title="{escape(cell.exact)}">{escape(cell.text)}</td>' if cell.exact else f"<td>{escape(cell.text)}</td>"
             for cell in row
         ]
-        cells[0] = f"<td>{_badge(group)}{escape(row[0].text)}{': ' + escape(row[0].exact) if row[0].exact else ''}</td>"
+        name = ": ".join(filter(None, row[0]))
+        cells[0] = f'<td><div class="keyed">{_badge(group)}<span>{escape(name)}</span></div></td>'
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return _framed("numbers", head, lines)
+
+
+def _framed(kind: str, head: str, lines: Sequence[str]) -> str:
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
 
 
 def _said(groups: Sequence[Group]) -> str:
     """Return the findings, each once per configuration with the number of seeds that show it."""
     runs, items = [run for group in groups for run in group.runs], []
-    names = {id(run): f"{group.letter} ({group.label})" for group in groups for run in group.runs}
+    owner = {id(run): group for group in groups for run in group.runs}
+    names = {group.number: f"{group.letter} ({group.label})" for group in groups}
     for group in groups:
         seen: dict[str, list[Finding]] = {}
         for run in group.runs:
-            beside = against(run, other, names[id(other)]) if (other := baseline(run, runs)) else []
-            for finding in [*found(run), *beside]:
+            other = baseline(run, runs)
+            for finding in [*found(run), *(against(run, other, names[owner[id(other)].number]) if other else [])]:
                 seen.setdefault(finding.kind, []).append(finding)
-        for several in seen.values():
-            first, count = several[0], len(group.runs)
-            often = f" (Seen in {len(several)} of {count} seeds; the numbers are the first one's.)" if count > 1 else ""
-            mark = "✓" if first.good else "▲"
-            items.append(
-                f'<li class="{"good" if first.good else "trouble"}"><b>{mark}</b>{_badge(group)}{escape(first.text + often)}</li>'
-            )
-    return (
-        f'<ul class="found">{"".join(items)}</ul>'
-        if items
-        else '<p class="note">None of the known signatures of failure was seen.</p>'
-    )
+        beside = owner[id(other)] if (other := baseline(group.runs[0], runs)) else groups[0]
+        gap = paired(group.runs, beside.runs, names[beside.number]) if beside is not group else None
+        for finding, count in [*((several[0], len(several)) for several in seen.values()), *([(gap, 0)] if gap else [])]:
+            often = f" ({count} of {len(group.runs)} seeds; numbers of the first.)" if count and len(group.runs) > 1 else ""
+            kind, mark = {True: ("good", "✓"), False: ("trouble", "▲"), None: ("open", "•")}[finding.good]
+            items.append(f'<li class="{kind}"><b>{mark}</b>{_badge(group)}{escape(finding.text + often)}</li>')
+    nothing = '<p class="note">None of the known signatures of failure was seen.</p>'
+    return f'<ul class="found">{"".join(items)}</ul>' if items else nothing
 
 
 def _recipes(groups: Sequence[Group]) -> str:
     """Return every field by configuration, the differing ones first and marked, then where the runs come from."""
     runs = [group.runs[0] for group in groups]
     fields = differences([run for group in groups for run in group.runs])
-    names = [*fields, *(k for k in dict.fromkeys(k for run in runs for k in run.recipe) if k not in (*fields, "seed"))]
-    lines = [
-        _line(name, [word(run.recipe[name]) if name in run.recipe else "-" for run in runs], name in fields) for name in names
-    ]
+    every = dict.fromkeys(k for run in runs for k in run.recipe if k not in (*fields, "seed"))
+    lines = []
+    for name in [*fields, *every]:
+        values = [word(run.recipe[name]) if name in run.recipe else "-" for run in runs]
+        if name not in APART or set(values) - {"", "none", "-"}:
+            lines.append(_line(name, values, name in fields or (name == "scheme" and len(set(values)) > 1)))
     lines.append(_line("seed", [", ".join(str(run.recipe.get("seed", "-")) for run in group.runs) for group in groups]))
     for name in ("release", "samples", "parameters", "commit", "versions", "machine", "digest"):
         seen = [dict.fromkeys(_flat(run.summary.get(name)) for run in group.runs) for group in groups]
         lines.append(_line(name if name != "release" else "release of the data", ["; ".join(values) for values in seen]))
+    for way in ("up", "down"):
+        for kind in ("payload", "wire"):
+            tables = [(run.summary.get("bytes") or {}).get(way) or {} for run in runs]
+            known = [{role: n[kind] for role, n in table.items() if n.get(kind)} for table in tables]
+            seed = " of the first seed" if any(len(group.runs) > 1 for group in groups) else ""
+            lines.append(_line(f"{kind} {way}, bytes{seed}", [_flat(table) for table in known]))
     head = "".join(f'<th scope="col">{_badge(group)}{escape(group.label)}</th>' for group in groups)
-    return f'<div class="scroll"><table class="recipe"><thead><tr><th>field</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return _framed("recipe", f"<th>field</th>{head}", lines)
 
 
 def _flat(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(
-            f"{key} {item:,}" if isinstance(item, int) else f"{key} {item}" for key, item in value.items() if item is not None
-        )
+        known = {key: f"{item:,}" if isinstance(item, int) else str(item) for key, item in value.items() if item is not None}
+        return ", ".join(f"{key} {item}" for key, item in known.items()) or "-"
     return ", ".join(f"{n:,}" for n in value) if isinstance(value, list) else str(value or "-")
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from . import checkpoint, models
 from .client import program
 from .cut import Parts, cut
-from .data import load as load_data
+from .data import DATASETS, load as load_data
 from .data.partition import Partition, split
 from .data.sources import Data, Source
 from .diagnose import watch
@@ -20,7 +20,7 @@ from .errors import BadInput, RunFailed
 from .evaluate import recomposed
 from .named import find
 from .outputs import Outputs, Result
-from .parties import Parties, build, num_steps, placement, seeded
+from .parties import Parties, build, fitted, num_steps, placement, seeded
 from .recipes.recipe import Recipe, make
 from .task import Task
 from .transports import inprocess
@@ -34,7 +34,7 @@ class Paused(Exception):
 
 def run_recipe(recipe: Recipe, out: Path | None = None, **how: Any) -> Result:
     """Run a recipe from its names alone and return the result; see `train` for `how`."""
-    data = data_of(recipe)
+    data = data_of(recipe).to(recipe.device)
     parts = parts_of(recipe, data)
     clients = split(data.train, recipe)
     return train(recipe, parts, clients, task_of(recipe), out, release=data.release, **how)
@@ -81,7 +81,7 @@ def train(
             progress(done, total, None)
 
     try:
-        parties = build(recipe, parts, clients, source, fitted_task(task, recipe, parts, source), tick)
+        parties = build(recipe, parts, clients, source, fitted(task, recipe, parts, source), tick)
         if out is not None and (found := checkpoint.marks(out / "marks")):
             done = _resume(parties, outputs, checkpoint.load(found[-1], recipe.device))
         _hooks(recipe, parties, outputs, source, progress, lambda: (done, total), deadline)
@@ -93,12 +93,6 @@ def train(
         return outputs.finish(parties)
     finally:
         torch.set_num_threads(threads)
-
-
-def fitted_task(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
-    from .parties import fitted
-
-    return fitted(task, recipe, parts, source)
 
 
 def _hooks(
@@ -146,8 +140,6 @@ def _resume(parties: Parties, outputs: Outputs, state: dict[str, Any]) -> int:
 
 def data_of(recipe: Recipe) -> Data:
     """Return the data set that a recipe names, on its device."""
-    from .data import DATASETS
-
     row = find("data set", recipe.data, DATASETS)
     if recipe.data not in DATASETS:
         data = row() if callable(row) else row

@@ -35,7 +35,7 @@ def load(
     Looks in `data_dir`, else $CUTLAYER_DATA, and in the cache; fetches what is missing where there is a network. Raises
     BadInput for an unknown name, too many samples, and missing or damaged files.
     """
-    data: Data = find("data set", name, DATASETS).load(name, data_dir, augment)
+    data: Data = find("data", name, DATASETS).load(name, data_dir, augment)
     if num_train is None and num_test is None:
         return data
     assert isinstance(data.train, Tensors)

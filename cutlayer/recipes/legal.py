@@ -1,11 +1,21 @@
 """Which fields do not go together, in one place, with the reason."""
 
+import torch
+
 from .. import codecs
 from ..models import heads
 from ..named import find
 from .recipe import Recipe, method_class
 
 ROLES = ("smashed", "cut_grad", "features", "feature_grad", "weights")
+
+
+def _has(device: str) -> bool:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        return False
+    return kind == "cpu" or (kind == "cuda" and torch.cuda.is_available())
 
 
 def refusal(recipe: Recipe) -> str | None:
@@ -24,6 +34,8 @@ def refusal(recipe: Recipe) -> str | None:
         return "codec: features and feature_grad cross only where there is a tail; set tail or drop this codec"
     if recipe.tail is not None and method.needs_labels:
         return f"method {recipe.method!r} needs labels at the server, and with a tail they stay home; drop one of the two"
+    if not _has(recipe.device):
+        return f"device = {recipe.device!r} is not there; use cpu, or cuda on a machine where torch finds it"
     if recipe.nesterov and not (recipe.optimizer == "sgd" and recipe.momentum > 0):
         return "nesterov needs optimizer = 'sgd' and momentum > 0"
     if recipe.warmup_rounds >= recipe.rounds and recipe.lr_schedule == "cosine":

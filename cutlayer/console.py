@@ -1,0 +1,77 @@
+"""What the command line shows: progress, tables, and where things were written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .estimate import Estimate
+from .report import Run, rows
+
+console = Console()
+NARROW = 120  # below so many columns the terminal shows what matters most; the report has it all
+LEFT_OUT = ("seeds", "last 5", "peak %", "multiply-adds")
+
+
+def progress_bar() -> Progress:
+    """Return the bar under which runs are followed; each run is a line of it."""
+    counted = (MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    return Progress(TextColumn("{task.description}"), BarColumn(bar_width=20), *counted, console=console)
+
+
+def follow(bar: Progress, label: str) -> Callable[[int, int, dict[str, Any] | None], None]:
+    """Return what a run tells its progress to."""
+    line = bar.add_task(label, total=None, note="")
+
+    def advance(done: int, total: int, record: dict[str, Any] | None) -> None:
+        bar.update(line, completed=done, total=total)
+        if record is not None and "accuracy" in record:
+            bar.update(line, note=f"round {record['round'] + 1}: {100 * record['accuracy']:.1f} %")
+
+    return advance
+
+
+def show_runs(runs: Sequence[Run]) -> None:
+    """Print the comparison table of finished runs."""
+    header, lines = rows(runs)
+    keep = [i for i, name in enumerate(header) if console.width >= NARROW or not any(word in name for word in LEFT_OUT)]
+    table = Table()
+    for i in keep:
+        table.add_column(header[i], justify="left" if i == 0 else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*(line[i] for i in keep))
+    console.print(table)
+
+
+def show_paths(paths: Mapping[str, Path]) -> None:
+    """Print where things were written, each on a line that can be copied."""
+    for what, path in paths.items():
+        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+
+
+def show_estimate(title: str, cost: Estimate) -> None:
+    """Print what a run would cost."""
+    table = Table(title=f"{title}: {cost.steps:,} steps", show_header=False)
+    for direction, roles in cost.payload.items():
+        for role, nbytes in roles.items():
+            table.add_row(f"bytes {direction}, {role}", f"{nbytes:,}")
+    sections = {
+        "peak bytes of memory": cost.peak_memory_bytes, "parameters": cost.parameters,
+        "multiply-adds per sample": cost.macs_per_sample,
+    }  # fmt: skip
+    for what, figures in sections.items():
+        for whose, number in figures.items():
+            table.add_row(f"{what}, {whose}", f"{number:,}")
+    console.print(table)
+
+
+def show_lists(tables: Mapping[str, Mapping[str, str]]) -> None:
+    """Print tables of names, each with its line."""
+    for title, lines in tables.items():
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0), title_style="bold")
+        for name, line in lines.items():
+            table.add_row(name, line)
+        console.print(table)

@@ -1,0 +1,185 @@
+"""The command line: what it writes, and that bad input is one line and exit code 2, a failed run 1."""
+
+import json
+
+import pytest
+import torch
+from conftest import small_data, small_model
+from torch.utils.data import TensorDataset
+
+import cutlayer as cl
+from cutlayer.cli import main
+from cutlayer.errors import BadInput, RunFailed
+from cutlayer.recipes import RECIPES, load
+
+QUICK = ["--num-train", "64", "--num-test", "32", "--rounds", "2", "--warmup-rounds", "0", "--model", "resnet8", "--batch-size", "16"]
+
+
+def test_run_writes_everything_it_promises(tmp_path, capsys):
+    assert main(["run", "demo", *QUICK, "--tap", "true", "--out", str(tmp_path / "out")]) == 0
+    out = tmp_path / "out"
+    names = {path.name for path in out.iterdir()}
+    assert names == {"recipe.toml", "partition.json", "records.jsonl", "summary.json", "report.html", "weights", "events", "tap"}
+    assert {path.name for path in (out / "weights").iterdir()} == {f"{n}.safetensors" for n in ("bottom", "top", "auxiliary")}
+    summary = json.loads((out / "summary.json").read_text())
+    promised = {
+        "accuracy_final", "accuracy_last5", "accuracy_peak", "rounds", "bytes", "input_bytes", "seconds", "peak_memory_bytes",
+        "held_byte_seconds", "macs_per_sample", "parameters", "num_clients", "seed", "recipe", "commit", "versions", "machine",
+    }  # fmt: skip
+    assert promised <= set(summary)
+    assert set(summary["seconds"]) == {"client_forward", "client_backward", "server_forward", "server_backward", "codec", "wait"}
+    assert set(summary["bytes"]["client"]) == {"client0", "client1"}
+    assert summary["bytes"]["up"]["smashed"].keys() == {"payload", "wire"}
+    assert summary["input_bytes"] == 64 * 8 * 8 * 4
+    assert len((out / "records.jsonl").read_text().splitlines()) == 2
+    assert any((out / "events").iterdir())
+    assert "report.html" in capsys.readouterr().out
+    # the recipe that was written is the run's own
+    assert load(str(out / "recipe.toml")).digest() == summary["digest"]
+
+
+def test_compare_runs_the_product_once_and_goes_on(tmp_path, capsys):
+    words = ["compare", "demo", *QUICK, "--over", "method=backprop,auxiliary_loss", "--over", "num_clients=1,2", "--seeds", "0,1"]
+    words += ["--diagnose-every", "0", "--out", str(tmp_path)]
+    assert main([*words, "--max-minutes", "0"]) == 1  # nothing finished in no time
+    assert main(words) == 0
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
+    assert len(done) == 8
+    assert all(len(path.parent.name) == 12 for path in done)
+    capsys.readouterr()
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")} == done
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    assert "<svg" in (tmp_path / "page.html").read_text()
+
+
+def test_compare_pauses_inside_a_run_and_the_weights_are_the_same(tmp_path):
+    words = ["compare", "demo", *QUICK, "--checkpoint-every", "1"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    stops = 0
+    while main([*words, "--out", str(tmp_path / "parts"), "--max-minutes", "0.001"]) == 1:
+        stops += 1
+        assert stops < 50
+    assert stops >= 1
+    for path in (tmp_path / "whole").glob("*/weights/*"):
+        assert path.read_bytes() == (tmp_path / "parts" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_show_prints_a_recipe_that_reads_back(name, capsys, tmp_path):
+    assert main(["show", name]) == 0
+    path = tmp_path / f"{name}.toml"
+    path.write_text(capsys.readouterr().out)
+    assert load(str(path)).flat() == load(name).flat()
+
+
+def test_dry_run_says_what_the_run_then_counts(tmp_path, capsys):
+    from cutlayer.estimate import estimate
+
+    for method, more in (("backprop", {}), ("auxiliary_loss", {"lambda_weight": 0.5, "lambda_every": 2})):
+        recipe = load("demo", num_train=96, num_test=32, rounds=2, warmup_rounds=0, batch_size=16, model="resnet8", method=method, **more)
+        cost = estimate(recipe)
+        counted = cl.run_recipe(recipe, tmp_path / method).summary
+        for direction in ("up", "down"):
+            table = counted["bytes"][direction].items()
+            payload = {role: cell["payload"] for role, cell in table if cell["payload"] and role != "evaluation"}
+            assert payload == cost.payload[direction]
+        assert cost.parameters == counted["parameters"]
+        assert cost.macs_per_sample == counted["macs_per_sample"]
+    assert main(["run", "demo", *QUICK, "--dry-run"]) == 0
+    assert "bytes up, smashed" in capsys.readouterr().out
+
+
+BAD = [
+    (["run", "dmeo"], "unknown recipe 'dmeo'. Did you mean 'demo'"),
+    (["run", "demo", "--lr", "fast"], "lr = 'fast'"),
+    (["run", "demo", "--cut", "stage9"], "unknown cut 'stage9'"),
+    (["run", "demo", "--model", "resnt20"], "Did you mean 'resnet20'"),
+    (["run", "demo", "--data", "didgits"], "Did you mean 'digits'"),
+    (["run", "demo", "--num-clients", "2000"], "2000"),
+    (["run", "demo", "--num-clients", "40", "--partition", "dirichlet", "--alpha", "0.01"], "raise alpha"),
+    (["run", "demo", "--num-train", "9999"], "9999 samples are wanted"),
+    (["run", "demo", "--data", "cifar10", "--data-dir", "/nowhere"], "'/nowhere' is no folder"),
+    (["run", "demo", "--codec", "smashed"], "role=name"),
+    (["run", "demo", "--device", "cuda:99"], "cuda:99"),
+    (["run", "demo", "--data", "breast_cancer"], "not inputs of shape (30,); use mlp"),
+    (["compare", "demo", "--over", "method"], "FIELD=A,B,C"),
+    (["compare", "demo", "--over", "methd=backprop"], "Did you mean 'method'"),
+    (["compare", "demo", "--seeds", "a"], "whole numbers"),
+    (["list", "schema"], "Did you mean 'schemes'"),
+    (["report", "/nowhere"], "no summary.json"),
+]
+
+
+@pytest.mark.parametrize(("words", "why"), BAD, ids=[" ".join(words) for words, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(words, why, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert why in lines[0]
+
+
+def test_a_recipe_file_that_is_none_is_bad_input(tmp_path, capsys):
+    path = tmp_path / "broken.toml"
+    path.write_text("lr = = 1")
+    assert main(["run", str(path)]) == 2
+    assert "broken.toml is no recipe file" in capsys.readouterr().err
+    path.write_text('lr = "fast"')
+    assert main(["run", str(path)]) == 2
+    path.write_text("learning_rate = 1")
+    assert main(["run", str(path)]) == 2
+    assert "unknown recipe field 'learning_rate'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("codec", [{}, {"smashed": "float8"}])
+def test_a_loss_that_is_nan_ends_the_run_with_1_and_finished_rounds_are_kept(codec, tmp_path, capsys):
+    data, parts = small_data(), cl.cut(small_model(), "stage1.block1")
+    clients = cl.partition.iid(data.train, num_clients=1)
+    with pytest.raises(RunFailed, match="lower lr"):
+        cl.run(parts, clients, rounds=3, lr=1e30, batch_size=4, num_threads=1, codec=codec, out=tmp_path / "run")
+    poisoned = data.train.dataset.tensors[0].clone()
+    poisoned[0] = float("nan")
+    bad = cl.data.from_datasets(TensorDataset(poisoned, data.train.labels), data.test.dataset, 4)
+    with pytest.raises(RunFailed):
+        cl.run(parts, cl.partition.iid(bad.train, num_clients=1), rounds=3, batch_size=4, num_threads=1, codec=codec)
+    words = ["run", "demo", *QUICK, "--rounds", "4", "--lr", "1e18", "--lr-schedule", "constant", "--out", str(tmp_path / "cli")]
+    assert main(words) == 1
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert "lower lr" in error
+
+
+def test_rounds_finished_before_a_failure_are_kept(tmp_path):
+    from cutlayer.recipes.recipe import make
+    from cutlayer.run import train
+    from cutlayer.task import Task, cross_entropy
+
+    calls = 0
+
+    def breaks(output, y):
+        nonlocal calls
+        calls += 1
+        return cross_entropy(output, y) * (float("nan") if calls > 7 else 1.0)
+
+    data = small_data()
+    recipe = make({"rounds": 5, "batch_size": 8, "num_threads": 1})
+    parts, clients = cl.cut(small_model(), "stage1.block1"), cl.partition.iid(data.train, num_clients=1)
+    with pytest.raises(RunFailed, match="in round 2"):
+        train(recipe, parts, clients, Task(loss=breaks, num_classes=4), tmp_path)
+    assert [json.loads(line)["round"] for line in (tmp_path / "records.jsonl").read_text().splitlines()] == [0, 1]
+
+
+def test_labels_out_of_range_and_strange_items_are_bad_input():
+    x = torch.zeros(4, 1, 6, 6)
+    with pytest.raises(BadInput, match="label 7 of sample 2 is out of range"):
+        cl.data.from_datasets(TensorDataset(x, torch.tensor([0, 1, 7, 1])), TensorDataset(x, torch.zeros(4).long()), 4)
+
+
+def test_interrupted_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cutlayer.compare.run_recipe", interrupt)
+    assert main(["run", "demo", *QUICK]) == 130
+    assert "the same command goes on" in capsys.readouterr().err

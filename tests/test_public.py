@@ -1,0 +1,37 @@
+"""What is public, frozen: adding is a decision, removing a breach."""
+
+import subprocess
+import sys
+
+import cutlayer as cl
+from cutlayer.recipes import FIELDS
+from cutlayer.recipes.recipe import options_of
+
+PUBLIC = {
+    "BadInput", "Batch", "Message", "Parts", "Result", "RunFailed", "Smashed", "Task",
+    "cut", "data", "models", "partition", "recipes", "run", "run_recipe",
+}  # fmt: skip
+RECIPE_FIELDS = {
+    "scheme", "name", "data", "data_dir", "num_train", "num_test", "augment", "model", "cut", "tail", "task", "method", "schedule",
+    "hand_over", "num_clients", "partition", "alpha", "classes_per_client", "rounds", "local_epochs", "batch_size", "drop_last",
+    "optimizer", "lr", "momentum", "nesterov", "weight_decay", "lr_schedule", "warmup_rounds", "clip", "codec", "precision",
+    "memory_format", "num_threads", "device", "seed", "transport", "evaluate_every", "diagnose_every", "checkpoint_every", "tap",
+}  # fmt: skip
+AUXILIARY_FIELDS = {
+    "auxiliary", "auxiliary_depth", "auxiliary_width", "aux_weight", "reconstruction", "reconstruction_weight",
+    "lambda_weight", "lambda_every", "lambda_compensate", "send_every",
+}  # fmt: skip
+
+
+def test_public_names_and_recipe_fields_are_frozen():
+    assert set(cl.__all__) == PUBLIC
+    assert all(hasattr(cl, name) for name in PUBLIC)
+    assert set(FIELDS) == RECIPE_FIELDS
+    assert set(options_of("auxiliary_loss").__dataclass_fields__) == AUXILIARY_FIELDS
+    assert not options_of("backprop").__dataclass_fields__
+
+
+def test_importing_needs_no_extra_and_asks_no_network():
+    code = "import sys, cutlayer; print([m for m in ('mpi4py', 'grpc', 'torch_geometric', 'tensorboard', 'tyro') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
