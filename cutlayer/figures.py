@@ -20,10 +20,12 @@ PARTS = ("#332288", "#88CCEE", "#44AA99", "#DDCC77", "#CC6677", "#AA4499", "#999
 DASHES = ("-", "-.", ":")
 GREY, INK = "#c9ccd1", "#3b4048"
 STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "cutlayer", "font.family": "DejaVu Sans", "font.size": 8.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a9099", "axes.labelcolor": INK, "xtick.color": INK,
-    "ytick.color": INK, "text.parse_math": False, "axes.grid": True, "grid.color": "#e7e9ec", "grid.linewidth": 0.7, "axes.axisbelow": True,
-    "axes.linewidth": 0.8, "xtick.major.width": 0.8, "ytick.major.width": 0.8, "legend.frameon": False, "legend.fontsize": 8,
+    "svg.fonttype": "none", "svg.hashsalt": "cutlayer", "text.parse_math": False, "font.size": 8.5,
+    "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": "#8a9099", "axes.linewidth": 0.8,
+    "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "xtick.major.width": 0.8, "ytick.major.width": 0.8,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e7e9ec", "grid.linewidth": 0.7,
+    "legend.frameon": False, "legend.fontsize": 8,
 }  # fmt: skip
 PHASES = ("client_forward", "client_backward", "server_forward", "server_backward", "codec", "wait")
 POINTS = 150  # of a curve; more are not seen and make the page heavy
@@ -53,9 +55,9 @@ def draw(groups: Sequence[Group], metric: str) -> list[Drawn]:
         _curves(groups, f"{name} against rounds", "round", unit, lambda r: _scaled(series(r, metric), scale)),
         _curves(groups, f"{name} against traffic", "payload up + down without evaluation (MB)", unit,
                 lambda r: _by_traffic(r, metric, scale)),
-        _stacks(groups, "Bytes by direction and role", "payload (MB)", ("up", "down"), _roles, 1e6),
+        _stacks(groups, "Bytes by direction and role", "payload (MB), evaluation in grey", ("up", "down"), _roles, 1e6),
         _stacks(groups, "Peak memory by side", "peak memory on one batch per round (MB)", ("client", "server"), _peak, 1e6),
-        _stacks(groups, "Time by phase", "seconds in the whole run", ("",), _phases, 1.0),
+        _stacks(groups, "Time by phase", "seconds in the steps of all rounds", ("",), _phases, 1.0),
         *_shares(groups),
         _curves(groups, "Training loss", "round", "mean loss of the round", lambda r: _scaled(series(r, "train_loss"))),
         _curves(groups, f"The auxiliary head's {metric} (dashed) beside the server's", "round", unit,
@@ -155,6 +157,8 @@ def _curves(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=xlabel == "round"))
         axes.xaxis.set_major_formatter(_thousands)
+        if xlabel != "round":
+            axes.set_xlim(left=0)  # costs are compared by length
         _label(axes, ends)
         svg = _svg(canvas, title)
     return Drawn(title, svg)

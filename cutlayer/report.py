@@ -8,8 +8,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import BadInput
-from .findings import APART, Finding, Group, Run, against, baseline, differences, findings, found, groups_of, human
-from .findings import interval, paired, payload, word
+from .findings import (
+    APART,
+    Finding,
+    Group,
+    Run,
+    against,
+    baseline,
+    differences,
+    findings,
+    found,
+    groups_of,
+    human,
+    interval,
+    paired,
+    payload,
+    word,
+)
 
 __all__ = ["Run", "findings", "labels", "read", "rows", "write"]
 
@@ -44,13 +59,14 @@ th,td{padding:.25rem .35rem}.scroll{overflow:visible}h2{break-after:avoid}tr{bre
 """
 LEGEND = (
     ("final, last 5, peak", "on the whole test set: after the last round, mean of the last five evaluations, best."),
-    ("bytes up, down", "payload of tensors from and to the clients in training; evaluation is left out. Hover for the exact number; "
-     "the wire adds a frame to every message. 1 MB is 1,000,000 bytes."),
+    ("bytes up, down", "payload of tensors from and to the clients in training, without evaluation; the wire adds a frame to "
+     "every message. 1 MB is 1,000,000 bytes; the exact numbers show on hovering, and by role at the end of the page."),
     ("peak memory", "measured on one batch per round: what backward keeps (saved tensors), parameters, gradients and optimizer "
      "state; on a GPU the growth of allocated memory in place of saved tensors."),
     ("multiply-adds", "of one sample's forward pass through all that a client holds: bottom, auxiliary head, decoder, tail."),
     ("seconds", "wall-clock time of the whole run, all parties and the evaluation on one machine."),
-    ("±", "mean over seeds and half-width of the 95 % Student-t interval; hover for the single seeds."),
+    ("±", "mean over seeds and half-width of the 95 % Student-t interval; hover for the single seeds. "
+     "In figures thick curves and bars are means, thin curves the single seeds."),
 )  # fmt: skip
 
 
@@ -82,11 +98,7 @@ def _so_far(recipe: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, 
     last, curve = records[-1], [r[names[0]] for r in records if names[0] in r]
     table = {way: {role: {"payload": n} for role, n in roles.items()} for way, roles in last.get("bytes", {}).items()}
     means = {"accuracy_last5": sum(curve[-5:]) / len(curve[-5:]), "accuracy_peak": max(curve)} if curve else {}
-    ends = {
-        "accuracy_final": curve[-1] if curve else None,
-        "seconds": last.get("seconds"),
-        "seconds_total": last.get("seconds_total"),
-    }
+    ends = {"accuracy_final": curve[-1] if curve else None, **{k: last.get(k) for k in ("seconds", "seconds_total")}}
     return {"metric": names[0], "rounds": len(records), "bytes": table, "recipe": recipe, "unfinished": True, **means, **ends}
 
 
@@ -152,7 +164,7 @@ def rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 def _some(runs: Sequence[Run]) -> None:
     if not runs:
-        raise BadInput("no runs to report; give at least one folder that a run wrote with out=")
+        raise BadInput("no runs to report; give at least one run's folder")
 
 
 def write(runs: Sequence[Run], path: Path, title: str = "cutlayer") -> Path:
@@ -169,18 +181,12 @@ def write(runs: Sequence[Run], path: Path, title: str = "cutlayer") -> Path:
         '<meta name="viewport" content="width=device-width, initial-scale=1"></head><body>',
         f'<h1>{name}</h1><p class="lead">{escape(_sentence(groups))}</p>{_numbers(groups)}',
         "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(said)}</dd>" for term, said in LEGEND) + "</dl>",
-        f'<h2>Figures</h2>{_seeds(groups)}<div class="figures">{figures}</div><h2>Findings</h2>{_said(groups)}',
+        f'<h2>Figures</h2><div class="figures">{figures}</div><h2>Findings</h2>{_said(groups)}',
         f"<h2>Recipes and exact bytes</h2>{_recipes(groups)}</body></html>\n",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(parts), encoding="utf-8")
     return path
-
-
-def _seeds(groups: Sequence[Group]) -> str:
-    if all(len(group.runs) == 1 for group in groups):
-        return ""
-    return '<p class="note">Thick curves and bars: mean over seeds; thin curves: the single seeds.</p>'
 
 
 def _sentence(groups: Sequence[Group]) -> str:

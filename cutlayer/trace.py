@@ -106,7 +106,8 @@ def _trace(model: nn.Module) -> fx.Graph:
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
         raise BadInput(
-            f"{type(model).__name__} cannot be traced by torch.fx ({first}); write it as nn.Sequential of blocks, or pass cl.Parts(bottom, top)"
+            f"{type(model).__name__} cannot be traced by torch.fx ({first}); write it as nn.Sequential of blocks, "
+            "or pass cl.Parts(bottom, top)"
         ) from error
     finally:
         for module, mode in was.items():

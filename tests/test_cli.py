@@ -12,14 +12,36 @@ from cutlayer.cli import main
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.recipes import RECIPES, load
 
-QUICK = ["--num-train", "64", "--num-test", "32", "--rounds", "2", "--warmup-rounds", "0", "--model", "resnet8", "--batch-size", "16"]
+QUICK = [
+    "--num-train",
+    "64",
+    "--num-test",
+    "32",
+    "--rounds",
+    "2",
+    "--warmup-rounds",
+    "0",
+    "--model",
+    "resnet8",
+    "--batch-size",
+    "16",
+]
 
 
 def test_run_writes_everything_it_promises(tmp_path, capsys):
     assert main(["run", "demo", *QUICK, "--tap", "true", "--out", str(tmp_path / "out")]) == 0
     out = tmp_path / "out"
     names = {path.name for path in out.iterdir()}
-    assert names == {"recipe.toml", "partition.json", "records.jsonl", "summary.json", "report.html", "weights", "events", "tap"}
+    assert names == {
+        "recipe.toml",
+        "partition.json",
+        "records.jsonl",
+        "summary.json",
+        "report.html",
+        "weights",
+        "events",
+        "tap",
+    }
     assert {path.name for path in (out / "weights").iterdir()} == {f"{n}.safetensors" for n in ("bottom", "top", "auxiliary")}
     summary = json.loads((out / "summary.json").read_text())
     promised = {
@@ -27,7 +49,14 @@ def test_run_writes_everything_it_promises(tmp_path, capsys):
         "held_byte_seconds", "macs_per_sample", "parameters", "num_clients", "seed", "recipe", "commit", "versions", "machine",
     }  # fmt: skip
     assert promised <= set(summary)
-    assert set(summary["seconds"]) == {"client_forward", "client_backward", "server_forward", "server_backward", "codec", "wait"}
+    assert set(summary["seconds"]) == {
+        "client_forward",
+        "client_backward",
+        "server_forward",
+        "server_backward",
+        "codec",
+        "wait",
+    }
     assert set(summary["bytes"]["client"]) == {"client0", "client1"}
     assert summary["bytes"]["up"]["smashed"].keys() == {"payload", "wire"}
     assert summary["input_bytes"] == 64 * 8 * 8 * 4
@@ -39,7 +68,17 @@ def test_run_writes_everything_it_promises(tmp_path, capsys):
 
 
 def test_compare_runs_the_product_once_and_goes_on(tmp_path, capsys):
-    words = ["compare", "demo", *QUICK, "--over", "method=backprop,auxiliary_loss", "--over", "num_clients=1,2", "--seeds", "0,1"]
+    words = [
+        "compare",
+        "demo",
+        *QUICK,
+        "--over",
+        "method=backprop,auxiliary_loss",
+        "--over",
+        "num_clients=1,2",
+        "--seeds",
+        "0,1",
+    ]
     words += ["--diagnose-every", "0", "--out", str(tmp_path)]
     assert main([*words, "--max-minutes", "0"]) == 1  # nothing finished in no time
     assert main(words) == 0
@@ -77,7 +116,9 @@ def test_dry_run_says_what_the_run_then_counts(tmp_path, capsys):
     from cutlayer.estimate import estimate
 
     for method, more in (("backprop", {}), ("auxiliary_loss", {"lambda_weight": 0.5, "lambda_every": 2})):
-        recipe = load("demo", num_train=96, num_test=32, rounds=2, warmup_rounds=0, batch_size=16, model="resnet8", method=method, **more)
+        recipe = load(
+            "demo", num_train=96, num_test=32, rounds=2, warmup_rounds=0, batch_size=16, model="resnet8", method=method, **more
+        )
         cost = estimate(recipe)
         counted = cl.run_recipe(recipe, tmp_path / method).summary
         for direction in ("up", "down"):
@@ -143,7 +184,19 @@ def test_a_loss_that_is_nan_ends_the_run_with_1_and_finished_rounds_are_kept(cod
     bad = cl.data.from_datasets(TensorDataset(poisoned, data.train.labels), data.test.dataset, 4)
     with pytest.raises(RunFailed):
         cl.run(parts, cl.partition.iid(bad.train, num_clients=1), rounds=3, batch_size=4, num_threads=1, codec=codec)
-    words = ["run", "demo", *QUICK, "--rounds", "4", "--lr", "1e18", "--lr-schedule", "constant", "--out", str(tmp_path / "cli")]
+    words = [
+        "run",
+        "demo",
+        *QUICK,
+        "--rounds",
+        "4",
+        "--lr",
+        "1e18",
+        "--lr-schedule",
+        "constant",
+        "--out",
+        str(tmp_path / "cli"),
+    ]
     assert main(words) == 1
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1

@@ -55,12 +55,12 @@ def test_the_decoding_table_is_the_conversion(dtype):
 @pytest.mark.parametrize("name", [name for name in CODECS if name != "identity"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_never_encoded(name, bad):
-    with pytest.raises(RunFailed, match="NaN or infinity; lower lr"):
+    with pytest.raises(RunFailed, match=r"NaN or infinity; lower lr"):
         CODECS[name].build("smashed").encode(torch.tensor([1.0, bad]))
 
 
 def test_float8_means_precision_up_and_range_down():
     ends = build({"smashed": "float8", "cut_grad": "float8"})
     assert (ends["smashed"].dtype, ends["cut_grad"].dtype) == (E4M3, E5M2)
-    with pytest.raises(BadInput, match="'float9'.*Did you mean 'float8'"):
+    with pytest.raises(BadInput, match=r"'float9'.*Did you mean 'float8'"):
         build({"smashed": "float9"})

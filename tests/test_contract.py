@@ -9,8 +9,8 @@ import cutlayer as cl
 from cutlayer.codecs import CODECS
 from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
-from cutlayer.recipes.recipe import Recipe, make
 from cutlayer.recipes.legal import refusal
+from cutlayer.recipes.recipe import Recipe, make
 from cutlayer.schedules import SCHEDULES
 from cutlayer.wire import dumps, loads
 
@@ -25,7 +25,7 @@ def fields_of(method, at, codec, schedule, hand_over):
     )
     tail = {"tail": CUTS[at]} if CUTS[at] else {}
     base = {"method": method, "schedule": schedule, "hand_over": hand_over, "cut": at, "num_clients": 2, **tail, **options}
-    roles = {role: codec for role in ("smashed", "cut_grad", "features", "feature_grad")}
+    roles = dict.fromkeys(("smashed", "cut_grad", "features", "feature_grad"), codec)
     # every role that this cell has
     for drop in ((), ("cut_grad",), ("features", "feature_grad"), ("cut_grad", "features", "feature_grad")):
         fields = {**base, "codec": {role: name for role, name in roles.items() if role not in drop}}

@@ -103,9 +103,10 @@ def test_a_traced_cut_lets_residual_connections_cross(at):
 def test_a_top_that_begins_in_place_is_given_a_copy(at):
     parts = cl.cut(Skipping(), at)
     assert starts_in_place(parts.top)
+    z = Smashed.of(parts.bottom(X)).detach()
+    leaves = {n: t.requires_grad_() for n, t in [("main", z.main), *z.others.items()]}
     with pytest.raises(RuntimeError, match="in-place"):
-        leaf = Smashed.of(parts.bottom(X)).detach()
-        parts.top(leaf.main.requires_grad_(), **{n: t.requires_grad_() for n, t in leaf.others.items()})
+        parts.top(**leaves)
     sequence = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(32, 4))
     assert starts_in_place(cl.cut(sequence, "0").top)
     assert not starts_in_place(cl.cut(sequence, "1").top)

@@ -13,7 +13,18 @@ from conftest import ROOT
 def outside(tmp_path_factory):
     """The environment of a process in which the outside package is installed."""
     target = tmp_path_factory.mktemp("site")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", target]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--target",
+        target,
+    ]
     subprocess.run([*install, ROOT / "tests" / "outside"], check=True, capture_output=True)
     return {**os.environ, "PYTHONPATH": str(target)}
 
@@ -23,12 +34,27 @@ def cutlayer(env, *words):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
-OURS = ["--data", "outside:rings", "--model", "outside:parts", "--task", "outside:task", "--num-clients", "2", "--num-threads", "1"]
+OURS = [
+    "--data",
+    "outside:rings",
+    "--model",
+    "outside:parts",
+    "--task",
+    "outside:task",
+    "--num-clients",
+    "2",
+    "--num-threads",
+    "1",
+]
 
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("damped", ["--over", "damping=0.5,1.0"]), ("outside:Damped", []), ("auxiliary_loss", ["--over", "auxiliary=linear,block"])],
+    [
+        ("damped", ["--over", "damping=0.5,1.0"]),
+        ("outside:Damped", []),
+        ("auxiliary_loss", ["--over", "auxiliary=linear,block"]),
+    ],
 )
 def test_everything_of_the_users_own_runs_like_what_is_built_in(outside, tmp_path, method, options):
     recipe = tmp_path / "mine.toml"

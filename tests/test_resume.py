@@ -34,8 +34,20 @@ def until_done(recipe, parts, clients, out):
 @pytest.mark.parametrize("hand_over", ["reset", "carry", "local", "shared"])
 @pytest.mark.parametrize("method", METHODS)
 def test_law8_rebuilt_at_every_mark(method, hand_over, codec, tail, tmp_path):
-    options = {"auxiliary": "mlp", "auxiliary_width": 8, "lambda_weight": 0.5, "lambda_every": 2} if method == "auxiliary_loss" else {}
-    fields = {"method": method, "hand_over": hand_over, "codec": codec, "num_clients": 2, "rounds": 3, "batch_size": 4, **options}
+    options = (
+        {"auxiliary": "mlp", "auxiliary_width": 8, "lambda_weight": 0.5, "lambda_every": 2}
+        if method == "auxiliary_loss"
+        else {}
+    )
+    fields = {
+        "method": method,
+        "hand_over": hand_over,
+        "codec": codec,
+        "num_clients": 2,
+        "rounds": 3,
+        "batch_size": 4,
+        **options,
+    }
     recipe = make({**fields, "tail": tail, "num_threads": 1, "checkpoint_every": 2, "lr": 0.05, "lr_schedule": "cosine"})
     data = small_data(n=20)
     clients = cl.partition.contiguous(data.train, num_clients=2)
@@ -48,7 +60,12 @@ def test_law8_rebuilt_at_every_mark(method, hand_over, codec, tail, tmp_path):
         assert equal(whole.modules[name], broken.modules[name]), name
     # a party that starts again says hello once more; what carries tensors is the same
     mine, theirs = (
-        {(d, role): cell["payload"] for d in ("up", "down") for role, cell in run.summary["bytes"][d].items() if cell["payload"]}
+        {
+            (d, role): cell["payload"]
+            for d in ("up", "down")
+            for role, cell in run.summary["bytes"][d].items()
+            if cell["payload"]
+        }
         for run in (whole, broken)
     )
     assert mine == theirs
@@ -98,7 +115,20 @@ def test_a_mark_is_whole_or_not_there_and_two_are_kept(tmp_path):
 def test_a_folder_of_another_recipe_is_refused(tmp_path, capsys):
     from cutlayer.cli import main
 
-    words = ["run", "demo", "--num-train", "64", "--num-test", "32", "--rounds", "1", "--warmup-rounds", "0", "--out", str(tmp_path)]
+    words = [
+        "run",
+        "demo",
+        "--num-train",
+        "64",
+        "--num-test",
+        "32",
+        "--rounds",
+        "1",
+        "--warmup-rounds",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(words) == 0
     assert main(words) == 0  # done already: shown again
     assert main([*words, "--lr", "0.2"]) == 2

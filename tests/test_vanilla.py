@@ -174,3 +174,41 @@ def test_the_uncut_composition_is_evaluated_with_the_last_clients_weights():
     with torch.no_grad():
         right = (trained.recompose(batch.x).argmax(1) == batch.y).double().mean()
     assert result.summary["accuracy_final"] == pytest.approx(float(right), abs=1e-12)
+
+
+@pytest.mark.parametrize("scheme", ["vanilla", "dsl"])
+def test_T10_1_the_identity_codec_changes_neither_bits_nor_bytes(scheme):
+    data, parts = small_data(), cl.cut(small_model(), "stage1.block1")
+    clients = cl.partition.iid(data.train, num_clients=2)
+    how = {
+        "scheme": scheme,
+        "rounds": 2,
+        "batch_size": 4,
+        "num_threads": 1,
+        **({"auxiliary": "linear"} if scheme == "dsl" else {}),
+    }
+    roles = {"smashed": "identity", **({"cut_grad": "identity"} if scheme == "vanilla" else {})}
+    bare, coded = cl.run(parts, clients, **how), cl.run(parts, clients, codec=roles, **how)
+    assert all(equal(bare.modules[name], coded.modules[name]) for name in bare.modules)
+    assert bare.summary["bytes"] == coded.summary["bytes"]
+
+
+def test_a_codec_is_straight_through():
+    """The client's gradient with a codec is that of the uncut graph with the codec as a straight-through operator."""
+    from cutlayer.codecs import CODECS
+
+    data, model = small_data(n=8), small_model()
+    parts = cl.cut(model, "stage1.block1")
+    clients = cl.partition.contiguous(data.train, num_clients=1)
+    how = {"rounds": 1, "batch_size": 8, "num_threads": 1, "momentum": 0.0, "lr": 1.0}
+    result = cl.run(parts, clients, codec={"smashed": "float8", "cut_grad": "float8"}, **how)
+    bottom, top = copy.deepcopy(parts.bottom), copy.deepcopy(parts.top)
+    up, down = CODECS["float8"].build("smashed"), CODECS["float8"].build("cut_grad")
+    (batch,) = batches(make(how), clients.source, clients.shares[0], 0)(0, 0)
+    z = bottom(batch.x)
+    received = up.decode(up.encode(z.detach())).requires_grad_()
+    nn.functional.cross_entropy(top(received), batch.y).backward()
+    z.backward(down.decode(down.encode(received.grad)))
+    for part, name in ((bottom, "bottom"), (top, "top")):
+        for (key, before), after in zip(part.named_parameters(), result.modules[name].parameters(), strict=True):
+            assert torch.equal(before - before.grad, after), key

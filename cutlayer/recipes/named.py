@@ -46,9 +46,9 @@ RECIPES: dict[str, Named] = {
         },
         "handwritten digits (bundled, no download), ResNet-20, 2 clients, decoupled: a minute on 2 cores",
     ),
-    "dsl-cifar10": Named(DSL_TEXT | {"data": "cifar10"}, "decoupled split learning on CIFAR-10 as the paper's text has it (arXiv 2601.19261, IV-A)"),
+    "dsl-cifar10": Named(DSL_TEXT | {"data": "cifar10"}, "CIFAR-10 decoupled, as the paper's text has it (arXiv 2601.19261, IV-A)"),
     "dsl-cifar100": Named(DSL_TEXT | {"data": "cifar100"}, "the same on CIFAR-100"),
-    "dsl-code-cifar10": Named(DSL_CODE, "decoupled split learning on CIFAR-10 as the authors' code has it"),
+    "dsl-code-cifar10": Named(DSL_CODE, "CIFAR-10 decoupled, as the authors' code has it"),
     "strong-cifar10": Named(STRONG, "ResNet-20 trained until it is good: cosine from lr 0.1, 42 rounds, block head with reconstruction"),
     "small-cifar10": Named(
         STRONG | {"num_train": 10_000, "rounds": 12, "precision": "bfloat16", "evaluate_every": 3},

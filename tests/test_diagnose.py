@@ -1,0 +1,50 @@
+import math
+
+import pytest
+import torch
+from conftest import equal, small_data, small_model
+
+import cutlayer as cl
+from cutlayer.diagnose import effective_rank
+
+HOW = {"rounds": 2, "batch_size": 8, "num_threads": 1, "lr": 0.05}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"scheme": "vanilla"}, {"scheme": "dsl", "auxiliary": "pool_linear", "codec": {"smashed": "float8"}}]
+)
+def test_looking_at_the_cut_changes_neither_weights_nor_traffic(fields):
+    data, parts = small_data(), cl.cut(small_model(), "stage1.block1")
+    clients = cl.partition.iid(data.train, num_clients=2)
+    plain = cl.run(parts, clients, **HOW, **fields)
+    watched = cl.run(parts, clients, diagnose_every=1, **HOW, **fields)
+    assert all(equal(plain.modules[name], watched.modules[name]) for name in plain.modules)
+    assert plain.summary["bytes"]["up"]["smashed"] == watched.summary["bytes"]["up"]["smashed"]
+    assert all(r["effective_rank"] >= 1 and r["activation_norm"] > 0 for r in watched.records)
+    assert all(("gradient_cosine" in r) == (fields["scheme"] == "dsl") for r in watched.records)
+    assert all(-1 <= r.get("gradient_cosine", 0) <= 1 for r in watched.records)
+    assert not any("effective_rank" in r for r in plain.records)
+
+
+def test_the_cosine_is_one_where_the_head_is_the_servers_own_top():
+    data, model = small_data(), small_model()
+    parts = cl.cut(model, "hidden")  # the top is one linear layer of 8 features
+    from cutlayer.diagnose import look
+    from cutlayer.parties import build, fitted
+    from cutlayer.recipes.recipe import make
+
+    recipe = make({"scheme": "dsl", "auxiliary": "linear", **HOW})
+    clients = cl.partition.iid(data.train, num_clients=1)
+    parties = build(recipe, parts, clients, data.train, fitted(cl.Task(), recipe, parts, data.train), lambda: None)
+    client, server = parties.clients[0], parties.server
+    with torch.no_grad():
+        for mine, theirs in zip(client.modules["auxiliary"].parameters(), server.top.parameters(), strict=True):
+            mine.copy_(theirs)
+    (batch, *_) = parties.batches[0](0, 0)
+    assert float(look(parties.methods[0], client, server, batch)["gradient_cosine"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_effective_rank_of_known_matrices():
+    assert float(effective_rank(torch.eye(5))) == pytest.approx(5, rel=1e-5)
+    assert float(effective_rank(torch.ones(4, 7))) == pytest.approx(1, rel=1e-4)
+    assert math.isnan(float(effective_rank(torch.full((2, 2), float("nan")))))
