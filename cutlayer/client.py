@@ -12,7 +12,7 @@ from .cut import Smashed
 from .errors import BadInput
 from .meter import Meter, owned_bytes
 from .task import Batch, Task
-from .wire import Exchange, Message
+from .wire import Exchange, Message, Reply
 
 Record = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Smashed, Batch, Task], Tensor]
@@ -104,11 +104,11 @@ class Client:
         With labels it is one message; a client that has a tail keeps them, gets features back, and sends their gradient
         (the tail's own gradients wait for `update`).
         """
-        reply = "wait" if gradient else "none"
+        reply: Reply = "wait" if gradient else "none"
         tensors = {**z.detach().tensors("smashed"), **{f"context/{k}": v for k, v in batch.context.items()}}
         if "tail" not in self.modules:
-            return (yield Message("smashed", {**tensors, "labels": batch.y}, {}, self.id, self.step, reply))  # type: ignore[arg-type]
-        answer = yield Message("smashed", tensors, {}, self.id, self.step, "wait", open=True)
+            return (yield from self._ask("smashed", {**tensors, "labels": batch.y}, reply))
+        answer = yield from self._ask("smashed", tensors, "wait", open=True)
         assert answer is not None
         features = answer.tensors["features"].requires_grad_()
         with self.meter.phase("client_forward", self.id), self.training.autocast():
@@ -117,7 +117,14 @@ class Client:
             loss.backward()
         self.note({"loss": loss.detach()})
         assert features.grad is not None
-        return (yield Message("feature_grad", {"feature_grad": features.grad}, {}, self.id, self.step, reply))  # type: ignore[arg-type]
+        return (yield from self._ask("feature_grad", {"feature_grad": features.grad}, reply))
+
+    def _ask(self, kind: str, tensors: dict[str, Tensor], reply: Reply, open: bool = False) -> Exchange[Message | None]:
+        begin = self.meter.now()
+        answer = yield Message(kind, tensors, {}, self.id, self.step, reply, open)
+        if reply == "wait":
+            self.meter.seconds["wait"] += self.meter.now() - begin
+        return answer
 
     def update(
         self, loss: Tensor | None = None, z: Smashed | None = None, cut_grad: Mapping[str, Tensor] | None = None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -38,9 +39,9 @@ def show_runs(runs: Sequence[Run]) -> None:
     """Print the comparison table of finished runs."""
     header, lines = rows(runs)
     keep = [i for i, name in enumerate(header) if console.width >= NARROW or not any(word in name for word in LEFT_OUT)]
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i in keep:
-        table.add_column(header[i], justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(header[i].replace(" ", "\n"), justify="left" if i == 0 else "right", no_wrap=True)
     for line in lines:
         table.add_row(*(line[i] for i in keep))
     console.print(table)

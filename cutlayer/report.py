@@ -51,7 +51,7 @@ dd{margin:0}ul.found{margin:0;padding:0;list-style:none}
 .found li{margin:.45rem 0;padding:.4rem .8rem;border-left:4px solid #D55E00;background:#fdf3ec;break-inside:avoid}
 .found li.good{border-color:#009E73;background:#eef8f4}.found li.open{border-color:#8a9099;background:#f5f6f8}
 .found b{margin-right:.4em}
-@media(max-width:760px){body{padding:1.2rem .8rem;font-size:14px}.figures{grid-template-columns:minmax(0,1fr)}
+@media screen and (max-width:760px){body{padding:1.2rem .8rem;font-size:14px}.figures{grid-template-columns:minmax(0,1fr)}
 dl{display:block}dd{margin-bottom:.5rem}.numbers td:first-child{min-width:8.5rem}}
 @media print{@page{size:A4 landscape;margin:12mm}body{max-width:none;padding:0;font-size:10pt}table{font-size:8pt}
 th,td{padding:.25rem .35rem}.scroll{overflow:visible}h2{break-after:avoid}tr{break-inside:avoid}

@@ -29,7 +29,6 @@ def run(
     behind: deque[Message] = deque()
     running: deque[tuple[int, Message | None]] = deque((k, None) for k in programs)
     waits: dict[int, int | None] = {}  # who waits, and for which step (None: any)
-    since: dict[int, float] = {}
 
     def carry(direction: Direction, message: Message) -> Message:
         mine, theirs = codecs[message.client] if direction == "up" else reversed(codecs[message.client])
@@ -53,7 +52,6 @@ def run(
             found = _find(inbox[k], waits.pop(k))
             assert found is not None
             inbox[k].remove(found)
-            meter.seconds["wait"] += meter.now() - since.pop(k)
             running.append((k, found))
         if not running:
             raise RuntimeError(f"clients {sorted(waits)} wait for replies that will never come")
@@ -63,11 +61,11 @@ def run(
         except StopIteration:
             continue
         if isinstance(sent, Collect):
-            waits[k], since[k] = sent.step, meter.now()
+            waits[k] = sent.step
             continue
         arrived = carry("up", sent)
         if sent.reply == "wait":
-            waits[k], since[k] = None, meter.now()
+            waits[k] = None
             _drain(behind, serve)
             serve(arrived)
         else:
