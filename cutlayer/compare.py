@@ -1,15 +1,14 @@
 """The product of everything: one run per cell, resumable between runs and inside them."""
 
 import itertools
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import BadInput, RunFailed
+from .errors import RunFailed
+from .outputs import check_folder
 from .recipes import Recipe, override
-from .recipes.recipe import make, read as read_fields
 from .report import Run, read
 from .run import Paused, Progress, run_recipe
 
@@ -36,19 +35,9 @@ def run_in(recipe: Recipe, folder: Path, **how: Any) -> Run:
 
     Raises BadInput if the folder holds another recipe.
     """
-    written = folder / "recipe.toml"
-    if written.exists():
-        try:
-            other = make(read_fields(written))
-        except BadInput as error:
-            raise BadInput(
-                f"{folder} holds a recipe of another version ({error}); choose another --out, or delete it"
-            ) from error
-        if other.digest() != recipe.digest():
-            raise BadInput(f"{folder} holds another recipe; choose another --out, or delete it")
+    check_folder(recipe, folder)
     if not (folder / "summary.json").exists():
         run_recipe(recipe, folder, **how)
-        shutil.rmtree(folder / "marks", ignore_errors=True)
     return read(folder)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import checkpoint
 from .cut import Parts, Smashed
 from .data.partition import Partition, save as save_partition
+from .errors import BadInput
 from .meter import PHASES, Direction, Meter
 from .parties import Parties
-from .recipes.recipe import Recipe, to_toml
+from .recipes.recipe import Recipe, make, read, to_toml
 from .transports.inprocess import Tap
 from .wire import Packed, dumps
 
@@ -55,6 +57,7 @@ class Outputs:
         self.marks = 0
         self.provenance = provenance()  # now, because files may change while a long run goes on
         if out is not None:
+            check_folder(recipe, out)
             out.mkdir(parents=True, exist_ok=True)
             (out / "recipe.toml").write_text(to_toml(recipe.flat()))
             save_partition(clients, out / "partition.json")
@@ -120,6 +123,7 @@ class Outputs:
             self._events()
             # last, because a run whose summary exists is done
             (self.out / "summary.json").write_text(json.dumps(result.summary, indent=1))
+            shutil.rmtree(self.out / "marks", ignore_errors=True)
         return result
 
     def _events(self) -> None:
@@ -167,6 +171,19 @@ class Outputs:
             "digest": self.recipe.digest(),
             **self.provenance,
         }
+
+
+def check_folder(recipe: Recipe, folder: Path) -> None:
+    """Raise BadInput if a folder holds a run of another recipe."""
+    written = folder / "recipe.toml"
+    if not written.exists():
+        return
+    try:
+        other = make(read(written)).digest()
+    except BadInput as error:
+        raise BadInput(f"{folder} holds a recipe of another version ({error}); choose another --out, or delete it") from error
+    if other != recipe.digest():
+        raise BadInput(f"{folder} holds another recipe; choose another --out, or delete it")
 
 
 def macs(modules: dict[str, nn.Module], input_shape: tuple[int, ...], parties: Parties) -> dict[str, int]:

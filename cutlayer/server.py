@@ -1,6 +1,7 @@
 """The server: a function from a message to the replies now due; it never blocks."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class Server:
         self.records: dict[int, dict[str, float]] = {}
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.open: dict[int, tuple[dict[str, Tensor], Tensor, Message]] = {}
+        self.open: dict[int, tuple[dict[str, Tensor], Tensor, ExitStack]] = {}
 
     def handle(self, message: Message) -> list[Message]:
         """Return the replies now due, addressed by their `client`; raises BadInput on a kind nobody handles."""
@@ -147,13 +148,15 @@ def train_step(server: Server, messages: list[Message]) -> list[Message]:
     An open message has no labels: its sender gets the features back and sends their gradient (`finish_step`).
     """
     first = messages[0]
-    sample = first.step == server.sample_step
+    measured = server.meter.step("server", first.client, first.step == server.sample_step, server.owned)
     if first.open:
+        step = ExitStack()  # the step stays open until the second half closes it
+        step.enter_context(measured)
         with server.meter.phase("server_forward", first.client):
             leaves, output = _forward(server, messages, gradient=True)
-        server.open[first.client] = leaves, output, first
+        server.open[first.client] = leaves, output, step
         return [Message("features", {"features": output.detach()}, client=first.client, step=first.step)]
-    with server.meter.step("server", first.client, sample, server.owned):
+    with measured:
         gradient = any(message.reply != "none" for message in messages)
         with server.meter.phase("server_forward", first.client):
             leaves, output = _forward(server, messages, gradient)
@@ -172,11 +175,8 @@ def train_step(server: Server, messages: list[Message]) -> list[Message]:
 def finish_step(server: Server, messages: list[Message]) -> list[Message]:
     """The second half of a U-shaped exchange: backward from the features' gradient, one step, reply cut_grad."""
     (message,) = messages
-    leaves, output, first = server.open.pop(message.client)
-    with (
-        server.meter.step("server", message.client, first.step == server.sample_step, server.owned),
-        server.meter.phase("server_backward", message.client),
-    ):
+    leaves, output, step = server.open.pop(message.client)
+    with step, server.meter.phase("server_backward", message.client):
         output.backward(message.tensors["feature_grad"].to(output.dtype))
         server.training.set_round(server.optimizer, server.schedule.round)
         server.training.step(server.optimizer)

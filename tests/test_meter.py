@@ -154,3 +154,17 @@ def test_memory_on_cuda_is_the_allocators_growth_by_side(scheme):
     clients = cl.partition.iid(data.train.to("cuda"), num_clients=1)
     summary = cl.run(cl.cut(small_model(), "stage1"), clients, scheme=scheme, rounds=2, batch_size=8, device="cuda").summary
     assert all(summary["peak_memory_bytes"][side] > 0 for side in ("client", "server"))
+
+
+def test_a_u_shaped_server_is_measured_over_both_halves_of_its_step():
+    data = small_data(n=32)
+    clients = cl.partition.iid(data.train, num_clients=1)
+    how = {"rounds": 1, "batch_size": 8, "num_threads": 1}
+    parts = cl.cut(small_model(), "stem", "hidden")
+    summary = cl.run(parts, clients, tail="hidden", **how).summary
+    book = Saved()
+    with book.watch():
+        kept = parts.top(parts.bottom(torch.zeros(8, 1, 6, 6)).detach().requires_grad_())
+    owned = 3 * sum(p.nbytes for p in parts.top.parameters()) + sum(b.nbytes for b in parts.top.buffers())
+    assert kept.requires_grad
+    assert summary["peak_memory_bytes"]["server"] == owned + book.peak
