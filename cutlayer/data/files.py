@@ -68,14 +68,19 @@ def hashes(path: Path) -> tuple[str, str]:
     return digests[0], digests[1]
 
 
-def decoded(path: Path, decode: Callable[[Path], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, str]:
+def decoded(
+    path: Path, decode: Callable[[Path], tuple[np.ndarray, np.ndarray]], beside: Path | None = None
+) -> tuple[np.ndarray, np.ndarray, str]:
     """Return images, labels and the release of a file, decoding it once and keeping the arrays under its hash.
+
+    `beside` is a second file that decoding reads, whose hash counts too.
 
     Raises BadInput naming the file if it is truncated or damaged.
     """
     digest, md5 = hashes(path)
     release = RELEASES.get(digest) or RELEASES.get(md5) or f"unrecognised {digest[:12]}"
-    kept = [cache_dir() / "decoded" / f"{digest[:32]}-{what}.npy" for what in ("x", "y")]
+    key = digest[:32] if beside is None else f"{digest[:32]}-{hashes(beside)[0][:32]}"
+    kept = [cache_dir() / "decoded" / f"{key}-{what}.npy" for what in ("x", "y")]
     try:
         x, y = (np.load(file, allow_pickle=False) for file in kept)
         return x, y, release

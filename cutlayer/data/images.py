@@ -73,7 +73,7 @@ def mnist(name: str, data_dir: str | None, augment: bool) -> Data:
             locate(data_dir, f"{name}/{file}") or fetch(url + file, f"md5:{md5}", f"{name}/{file}")
             for file, md5 in zip(files, md5s, strict=True)
         )
-        splits.append(decoded(images, partial(read_idx, labels=labels)))
+        splits.append(decoded(images, partial(read_idx, labels=labels), labels))
     return _data(name, splits, 10, mean_std, None)
 
 

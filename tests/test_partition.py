@@ -1,0 +1,116 @@
+"""T14.*: shares of data are disjoint, complete, seeded, and what their names say."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from cutlayer.data import partition as p
+from cutlayer.errors import BadInput
+
+LABELS = torch.arange(4000) % 10
+MAKE = {
+    "iid": lambda labels, n, seed: p.iid(labels, n, seed),
+    "contiguous": lambda labels, n, seed: p.contiguous(labels, n, seed),
+    "dirichlet": lambda labels, n, seed: p.dirichlet(labels, n, alpha=1.0, seed=seed, min_size=1),
+    "dirichlet_equal": lambda labels, n, seed: p.dirichlet_equal(labels, n, alpha=1.0, seed=seed),
+    "classes": lambda labels, n, seed: p.classes(labels, n, seed),
+    "pathological": lambda labels, n, seed: p.pathological(labels, n, 2, seed),
+}
+
+
+def test_every_partition_of_the_table_is_tested_here():
+    assert set(MAKE) == set(p.PARTITIONS)
+
+
+@pytest.mark.parametrize("name", MAKE)
+@given(st.integers(1, 6), st.integers(0, 50), st.lists(st.integers(0, 9), min_size=60, max_size=200))
+@settings(max_examples=25, deadline=None)
+def test_T14_1_disjoint_complete_and_deterministic(name, num_clients, seed, classes):
+    labels = torch.tensor(classes)
+    if name == "classes" and num_clients > len(labels.unique()):
+        return
+    first, second = (MAKE[name](labels, num_clients, seed) for _ in range(2))
+    assert len(first) == num_clients
+    assert sorted(int(i) for share in first.shares for i in share) == list(range(len(labels)))
+    assert all(torch.equal(a, b) for a, b in zip(first.shares, second.shares, strict=True))
+    for share, counts in zip(first.shares, first.counts, strict=True):
+        assert torch.equal(torch.bincount(labels[share], minlength=len(counts)), counts)
+
+
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "dirichlet_equal", "pathological"])
+def test_T14_1_another_seed_is_another_partition(name):
+    a, b = (MAKE[name](LABELS, 4, seed) for seed in (0, 1))
+    assert not all(torch.equal(x, y) for x, y in zip(a.shares, b.shares, strict=False))
+
+
+def test_iid_sizes_differ_by_at_most_one():
+    sizes = [len(share) for share in p.iid(torch.zeros(103).long(), 10).shares]
+    assert max(sizes) - min(sizes) == 1
+
+
+def test_T14_2_a_large_alpha_is_uniform_and_a_small_one_is_not():
+    near = p.dirichlet(LABELS, 5, alpha=1e5).counts.double()
+    assert ((near / near.sum(1, keepdim=True) - 0.1).abs() < 0.02).all()
+    far = p.dirichlet(LABELS, 5, alpha=0.1, min_size=1).counts.double()
+    assert ((far / far.sum(1, keepdim=True)).max(1).values > 0.2).any()
+
+
+def test_T14_3_the_smallest_share_is_large_enough_or_it_is_said():
+    partition = p.dirichlet(LABELS, 10, alpha=0.3, seed=3, min_size=100)
+    assert min(len(share) for share in partition.shares) >= 100
+    assert partition.tries > 1  # it was redrawn, and from scratch: the cover is still disjoint
+    assert sum(len(share) for share in partition.shares) == len(LABELS)
+    with pytest.raises(BadInput, match="raise alpha or use fewer clients"):
+        p.dirichlet(LABELS[:50], 10, alpha=0.01, min_size=5)
+
+
+def test_T14_4_the_models_seed_and_the_global_generator_change_nothing():
+    shares = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.rand(seed + 1)
+        shares.append([MAKE[name](LABELS, 4, 7).shares for name in MAKE])
+    for mine, theirs in zip(*shares, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_classes_are_dealt_4_3_3_or_as_they_are_named():
+    counts = p.classes(LABELS, 3).counts
+    assert [int((row > 0).sum()) for row in counts] == [4, 3, 3]
+    mine = p.classes(LABELS, groups=[[0, 9], [1, 2, 3, 4], [5, 6, 7, 8]])
+    assert set(LABELS[mine[0]].tolist()) == {0, 9}
+    for groups in ([[0, 1], [1, 2]], [[0, 1, 2]]):
+        with pytest.raises(BadInput, match="must name each of the classes"):
+            p.classes(LABELS, groups=groups)
+
+
+def test_pathological_clients_hold_few_classes_and_nothing_is_left_over():
+    counts = p.pathological(LABELS, 10, 2).counts
+    assert all(int((row > 0).sum()) <= 4 for row in counts)
+    assert int(counts.sum()) == len(LABELS)
+
+
+def test_by_column_gives_each_value_a_client():
+    column = torch.tensor([3, 1, 3, 2, 1, 3])
+    assert [share.tolist() for share in p.by_column(torch.zeros(6).long(), column).shares] == [[1, 4], [3], [0, 2, 5]]
+    with pytest.raises(BadInput, match="5 values and the data 6 samples"):
+        p.by_column(torch.zeros(6).long(), column[:5])
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_client_without_samples_is_refused_in_one_line(name):
+    with pytest.raises(BadInput) as error:
+        MAKE[name](torch.arange(5) % 3, 7, 0)
+    assert "\n" not in str(error.value)
+    assert "use fewer clients" in str(error.value) or "each client needs one" in str(error.value)
+
+
+def test_a_partition_is_saved_with_its_counts(tmp_path):
+    partition = p.dirichlet(LABELS, 3)
+    p.save(partition, tmp_path / "partition.json")
+    saved = json.loads((tmp_path / "partition.json").read_text())
+    assert saved["shares"] == [share.tolist() for share in partition.shares]
+    assert saved["counts"] == partition.counts.tolist()
+    assert saved["tries"] == partition.tries
