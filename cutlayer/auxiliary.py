@@ -1,7 +1,7 @@
 """What a client trains at the cut beside its bottom: an auxiliary head, and a decoder that keeps input information."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,17 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AuxiliaryOptions:
-    """auxiliary: the head's name (`cutlayer list heads`); auxiliary_depth, auxiliary_width: of the mlp head.
+    """The head at the cut, the decoder beside it, and the weights of their losses."""
 
-    reconstruction: none, or the decoder of the input (conv2 | conv1x1); aux_weight, reconstruction_weight: of the two losses.
-    """
-
-    auxiliary: str = "mlp"
-    auxiliary_depth: int = 3
-    auxiliary_width: int = 256
-    aux_weight: float = 1.0
-    reconstruction: Literal["none", "conv2", "conv1x1"] = "none"
-    reconstruction_weight: float = 5.0
+    auxiliary: Annotated[str, "the head at the cut (cutlayer list heads)"] = "mlp"
+    auxiliary_depth: Annotated[int, "hidden layers of the mlp head"] = 3
+    auxiliary_width: Annotated[int, "width of the mlp head's hidden layers"] = 256
+    aux_weight: Annotated[float, "weight of the head's loss; 0: it is not computed"] = 1.0
+    reconstruction: Annotated[
+        Literal["none", "conv2", "conv1x1"], "decoder of the input from the activations: none, conv2 (two 3x3), conv1x1"
+    ] = "none"
+    reconstruction_weight: Annotated[float, "weight of the reconstruction's loss"] = 5.0
 
 
 def add_auxiliary(options: AuxiliaryOptions, client: "Client") -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -12,21 +12,17 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from .console import console, follow, progress_bar, show_estimate, show_lists, show_paths, show_runs
 from .errors import BadInput, RunFailed, unknown
 from .methods import METHODS
-from .recipes import FIELDS, Recipe, fields_of, load
-from .recipes.recipe import options_of, to_toml
+from .recipes import Recipe, fields_of, load
+from .recipes.recipe import help_of, options_of, to_toml
 
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def _flags() -> type:
     """Return a dataclass with one optional flag per recipe field and method option; values stay text until the recipe checks them."""
-    hints = get_type_hints(Recipe, include_extras=True)
-    helps = {name: next(text for text in hints[name].__metadata__ if isinstance(text, str)) for name in FIELDS}
-    owners: dict[str, list[str]] = {}
+    helps = help_of(Recipe)
     for method in METHODS:
-        for option in dataclasses.fields(options_of(method)):
-            owners.setdefault(option.name, []).append(method)
-    helps |= {name: f"option of {', '.join(methods)}" for name, methods in owners.items()}
+        helps |= {name: f"{text} (option of {method})" for name, text in help_of(options_of(method)).items()}
     fields = [(name, Annotated[str | None, arg(help=text, metavar="VALUE")], None) for name, text in helps.items()]
     return dataclasses.make_dataclass("Fields", fields, frozen=True)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,16 +16,12 @@ from ..wire import Exchange
 
 @dataclass(frozen=True)
 class AuxiliaryLossOptions(AuxiliaryOptions):
-    """The auxiliary head (AuxiliaryOptions), and what more is sent or asked for.
+    """The auxiliary head, and what more is sent or asked for."""
 
-    lambda_weight: weight of the server's gradient at the cut (0: nothing comes back); lambda_every: on every k-th step only;
-    lambda_compensate: times k on those steps, so that the time average stays; send_every: activations every h-th step.
-    """
-
-    lambda_weight: float = 0.0
-    lambda_every: int = 1
-    lambda_compensate: bool = False
-    send_every: int = 1
+    lambda_weight: Annotated[float, "weight of the server's gradient at the cut; 0: nothing comes back"] = 0.0
+    lambda_every: Annotated[int, "the server's gradient is asked for on every k-th step"] = 1
+    lambda_compensate: Annotated[bool, "multiply that gradient by lambda_every, so that its time average stays"] = False
+    send_every: Annotated[int, "activations are sent on every h-th step"] = 1
 
 
 class AuxiliaryLoss:

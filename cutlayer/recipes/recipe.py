@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pydantic
 from pydantic import Field
@@ -102,6 +102,15 @@ class Recipe:
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Recipe) if f.name != "options")
+
+
+def help_of(kind: type) -> dict[str, str]:
+    """Return the help text of each field of a recipe or of a method's options."""
+    hints = get_type_hints(kind, include_extras=True)
+    texts = {
+        name: [text for text in getattr(hint, "__metadata__", ()) if isinstance(text, str)] for name, hint in hints.items()
+    }
+    return {field.name: "".join(texts[field.name][:1]) for field in dataclasses.fields(kind) if field.name != "options"}
 
 
 def method_class(name: str) -> Any:
