@@ -24,7 +24,7 @@ def _flags() -> type:
     for method in METHODS:
         helps |= {name: f"{text} (option of {method})" for name, text in help_of(options_of(method)).items()}
     fields = [
-        (name, Annotated[str | None, arg(help=text, metavar="VALUE", help_behavior_hint="(else as the recipe says)")], None)
+        (name, Annotated[str | None, arg(help=text, metavar="VALUE", help_behavior_hint="(else the recipe's)")], None)
         for name, text in helps.items()
     ]
     return dataclasses.make_dataclass("Fields", fields, frozen=True)

@@ -72,9 +72,10 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-def test_the_page_of_fields_is_up_to_date():
-    made = runpy.run_path(str(ROOT / "scripts" / "fields_table.py"))["page"]()
-    assert (ROOT / "docs" / "recipes.md").read_text() == made, "run python scripts/fields_table.py"
+@pytest.mark.parametrize(("script", "page"), [("fields_table", "recipes"), ("results_page", "results")])
+def test_pages_that_are_made_are_up_to_date(script, page):
+    made = runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))["page"]()
+    assert (ROOT / "docs" / f"{page}.md").read_text() == made, f"run python scripts/{script}.py"
 
 
 def test_the_scripts_that_are_named_are_there():

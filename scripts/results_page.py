@@ -1,0 +1,115 @@
+"""Write docs/results.md from the rows of benchmarks/results; a test asks that it is up to date."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """Return the rows of a results file, oldest first."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def interval(values: Iterable[float]) -> str:
+    """Return mean and half-width of the 95 % Student-t interval."""
+    values = list(values)
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return f"{mean:+.2f} (one seed)"
+    sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    return f"{mean:+.2f} ± {stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n):.2f}"
+
+
+def provenance(found: list[dict[str, Any]]) -> str:
+    """Return where and with what rows were measured."""
+    commits = ", ".join(dict.fromkeys(f"`{row['commit']}`" for row in found if "commit" in row))
+    last = found[-1]
+    machine, versions = last["machine"], last["versions"]
+    where = f"{machine['processor']}, {last.get('num_threads') or last['recipe']['num_threads']} threads"
+    return f"`{last['command']}`, commit {commits}, {where}, torch {versions['torch']}, Python {versions['python']}."
+
+
+def overhead() -> str:
+    """Return the section on what the package costs over raw PyTorch."""
+    found = rows("overhead")
+    if not found:
+        return "Not run.\n"
+    newest = {row["method"]: row for row in found}
+    lines = [
+        "| method | package / twin, median | 95 % interval | ms a step, package | ms a step, twin |",
+        "|---|---|---|---|---|",
+    ]
+    for method, row in newest.items():
+        low, high = row["interval_95"]
+        ms = row["ms_per_step"]
+        lines.append(
+            f"| `{method}` | {row['median_ratio']:.3f} | {low:.3f} to {high:.3f} | {ms['package']:.1f} | {ms['twin']:.1f} |"
+        )
+    return "\n".join(lines) + f"\n\n{provenance(list(newest.values()))}\n"
+
+
+def heads() -> str:
+    """Return the section on the auxiliary heads."""
+    found = rows("heads")
+    done = [row for row in found if "failed" not in row]
+    if not done:
+        return "Not run.\n"
+    base = {row["seed"]: row for row in done if row["configuration"] == "conventional"}
+    lines = [
+        "| configuration | seeds | last five, % | final, % | last five against conventional, points | bytes up / down "
+        "| client multiply-adds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["configuration"] for row in found):
+        mine = [row for row in done if row["configuration"] == name]
+        failed = len([row for row in found if row["configuration"] == name]) - len(mine)
+        if not mine:
+            lines.append(f"| {name} | 0 of {failed} | failed | | | | |")
+            continue
+        last5, final = ([100 * row[key] for row in mine] for key in ("accuracy_last5", "accuracy_final"))
+        pairs = [100 * (row["accuracy_last5"] - base[row["seed"]]["accuracy_last5"]) for row in mine if row["seed"] in base]
+        up, down = (sum(c["payload"] for r, c in mine[0]["bytes"][d].items() if r != "evaluation") for d in ("up", "down"))
+        macs = mine[0]["macs_per_sample"]
+        client = sum(macs.get(part, 0) for part in ("bottom", "auxiliary", "decoder"))
+        cost = f"{client / 1e6:.2f} M ({client / macs['bottom']:.2f} of the bottom)"
+        lines.append(
+            f"| {name} | {len(mine)} | {' '.join(f'{v:.2f}' for v in last5)} | {' '.join(f'{v:.2f}' for v in final)} | "
+            f"{interval(pairs) if name != 'conventional' else ''} | {up / 1e6:.0f} / {down / 1e6:.0f} MB | {cost} |"
+        )
+    return "\n".join(lines) + f"\n\n{provenance(done)}\n"
+
+
+def page() -> str:
+    """Return the page."""
+    return f"""# Results
+
+Each row of `benchmarks/results/*.jsonl` carries its command, commit, machine and versions; this page is made of them by
+`python scripts/results_page.py`.
+
+## What the package costs over raw PyTorch
+
+`examples/plain_split.py` and the package take turns every 10 batches, in one process, on the same tensors, 40 pairs, meter on;
+ResNet-20 at 32x32, cut after its second block, batch 128, bfloat16. Both end with the same weights, bit for bit. The aim was an upper end of at most 1.05.
+
+{overhead()}
+## What the auxiliary head decides
+
+ResNet-20 on the first 10,000 training images of CIFAR-10 (the JPEG copy named in every row), full test set, 12 rounds of the strong
+schedule, shallow cut, bfloat16. A figure for each seed; differences are paired over seeds, mean and 95 % Student-t interval.
+
+{heads()}"""
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "results.md").write_text(page())
+    print("wrote docs/results.md", file=sys.stderr)
