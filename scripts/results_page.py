@@ -99,7 +99,8 @@ Each row of `benchmarks/results/*.jsonl` carries its command, commit, machine an
 ## What the package costs over raw PyTorch
 
 `examples/plain_split.py` and the package take turns every 10 batches, in one process, on the same tensors, 40 pairs, meter on;
-ResNet-20 at 32x32, cut after its second block, batch 128, bfloat16. Both end with the same weights, bit for bit. The aim was an upper end of at most 1.05.
+ResNet-20 at 32x32, cut after its second block, batch 128, bfloat16. Both end with the same weights, bit for bit.
+The aim was an upper end of at most 1.05.
 
 {overhead()}
 ## What the auxiliary head decides

@@ -62,6 +62,14 @@ def test_mnist_is_the_original(data_dir, cache):
     assert data.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
+def test_every_file_of_the_real_data_is_of_a_known_release(name, data_dir):
+    paths = [path for path in (data_dir / name).iterdir() if path.suffix in (".parquet", ".gz")]
+    if not paths:
+        pytest.skip(f"no files of {name}")
+    assert len({files.RELEASES.get(files.hashes(path)[0], path.name) for path in paths}) == 1
+
+
 def test_the_official_cifar_archive_is_read_in_its_order(tmp_path, cache, monkeypatch):
     draw = np.random.default_rng(0)
     blobs = {f"data_batch_{i}.bin": draw.integers(0, 10, (10_000, 1), np.uint8) for i in range(1, 6)}
@@ -205,3 +213,108 @@ def test_a_download_goes_to_the_cache_and_is_found_there(cache, monkeypatch, tmp
     assert files.fetch("https://example.org/file.gz", "md5:0", "mnist/file.gz", said.append).read_bytes() == b"x"
     assert said == ["fetching https://example.org/file.gz"]
     assert files.locate(None, "mnist/file.gz") == cache / "data" / "mnist" / "file.gz"
+
+
+def small_mnist(folder, cut=None, first=0):
+    """Two idx pairs of 20 images; `cut` shortens the training labels."""
+    (folder / "mnist").mkdir(parents=True, exist_ok=True)
+    for part in ("train", "t10k"):
+        pixels = struct.pack(">IIII", 0x00000803, 20, 28, 28) + bytes(20 * 28 * 28)
+        labels = struct.pack(">II", 0x00000801, 20) + bytes([first]) + bytes(19)
+        (folder / "mnist" / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(pixels, mtime=0))
+        short = gzip.compress(labels, mtime=0)[: cut if part == "train" else None]
+        (folder / "mnist" / f"{part}-labels-idx1-ubyte.gz").write_bytes(short)
+
+
+def test_damaged_labels_are_named_not_their_images(tmp_path, cache):
+    small_mnist(tmp_path, cut=15)
+    with pytest.raises(BadInput, match=r"train-labels-idx1-ubyte.gz is truncated or damaged"):
+        cl.data.load("mnist", data_dir=str(tmp_path))
+
+
+def test_other_labels_are_another_release_and_another_cache_entry(tmp_path, cache, monkeypatch):
+    small_mnist(tmp_path)
+    for part in ("train", "t10k"):
+        for file in (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"):
+            monkeypatch.setitem(files.RELEASES, files.hashes(tmp_path / "mnist" / file)[0], "known")
+    before = cl.data.load("mnist", data_dir=str(tmp_path))
+    small_mnist(tmp_path, first=3)
+    after = cl.data.load("mnist", data_dir=str(tmp_path))
+    assert (before.release, int(before.train.labels[0]), int(after.train.labels[0])) == ("known", 0, 3)
+    assert after.release.startswith("unrecognised ")
+
+
+def test_a_cache_that_cannot_be_written_or_holds_anything_else_does_no_harm(tmp_path, cache, monkeypatch):
+    small_mnist(tmp_path)
+    expected = cl.data.load("mnist", data_dir=str(tmp_path)).train.x
+    for kept in (cache / "decoded").glob("*.npy"):
+        kept.write_bytes(b"PK\x03\x04 no array")
+    assert torch.equal(cl.data.load("mnist", data_dir=str(tmp_path)).train.x, expected)
+    assert not [file for file in (cache / "decoded").iterdir() if file.suffix != ".npy"]
+    blocked = tmp_path / "a file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert torch.equal(cl.data.load("mnist", data_dir=str(tmp_path)).train.x, expected)
+
+
+@pytest.mark.parametrize(("name", "width"), [("cifar10", 3073), ("cifar100", 3074)])
+def test_unpacked_official_files_are_read_train_then_test(name, width, tmp_path, cache):
+    folder, names = images.CIFAR_FOLDERS[name]
+    (tmp_path / folder).mkdir()
+    for i, file in enumerate(names):
+        rows = 10_000 if "test" in file or name == "cifar10" else 50_000
+        raw = np.zeros((rows, width), np.uint8)
+        raw[:, width - 3073] = i
+        raw[:, -1] = 9
+        (tmp_path / folder / file).write_bytes(raw.tobytes())
+    data = cl.data.load(name, data_dir=str(tmp_path))
+    assert (len(data.train), len(data.test), data.train.input_shape) == (50_000, 10_000, (3, 32, 32))
+    assert set(data.test.labels.tolist()) == {len(names) - 1}
+    assert int(data.train.x[0, 2, 31, 31]) == 9
+    (tmp_path / folder / names[0]).unlink()
+    with pytest.raises(BadInput, match=rf"{names[0]} is missing; unpack"):
+        cl.data.load(name, data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("n", [0, -5])
+def test_fewer_than_one_sample_is_refused(n):
+    with pytest.raises(BadInput, match="at least 1"):
+        cl.data.load("digits", num_train=n)
+
+
+def test_the_first_samples_keep_what_they_are_evaluated_on():
+    data = cl.data.load("digits")
+    assert data.train.take(5).held_out is data.test
+
+
+@pytest.mark.parametrize(
+    ("items", "why"),
+    [
+        ([(torch.zeros(2), 0), (torch.zeros(2), 0, 1)], "item 1 .* 3 values"),
+        ([(torch.zeros(2), 0), 5], r"item 1 .* pairs \(x, y\)"),
+        ([(torch.zeros(2), "cat")], "'cat' do not stack"),
+        ([(torch.zeros(2), torch.zeros(2)), (torch.zeros(2), torch.zeros(3))], "do not stack"),
+        ([(object(), 0)], "not tensors; add a transform"),
+        (iter([1]), "no map-style data set"),
+    ],
+)
+def test_items_that_do_not_fit_are_one_line(items, why):
+    with pytest.raises(BadInput, match=why) as error:
+        cl.data.MapStyle(items, 2)
+    assert "\n" not in str(error.value)
+
+
+def test_a_map_style_source_gives_float32_and_is_not_read_again_when_moved():
+    class Once(list):
+        reads = 0
+
+        def __getitem__(self, i):
+            Once.reads += 1
+            return super().__getitem__(i)
+
+    source = cl.data.MapStyle(Once([(np.zeros(2), 0), (np.ones(2), 1)]), 2)
+    before = Once.reads
+    moved = source.to("cpu")
+    assert Once.reads == before
+    assert moved.batch(torch.tensor([1]), None).x.dtype == torch.float32
+    assert torch.equal(moved.labels, source.labels)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from cutlayer.data import partition as p
+from cutlayer.data import Tensors, partition as p
 from cutlayer.errors import BadInput
 
 LABELS = torch.arange(4000) % 10
@@ -114,3 +114,43 @@ def test_a_partition_is_saved_with_its_counts(tmp_path):
     assert saved["shares"] == [share.tolist() for share in partition.shares]
     assert saved["counts"] == partition.counts.tolist()
     assert saved["tries"] == partition.tries
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("num_clients", [0, -1])
+def test_fewer_than_one_client_is_refused(name, num_clients):
+    with pytest.raises(BadInput):
+        MAKE[name](LABELS, num_clients, 0)
+
+
+@pytest.mark.parametrize("make", [p.dirichlet, p.dirichlet_equal])
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("inf"), float("nan")])
+def test_an_alpha_that_is_no_concentration_is_refused(make, alpha):
+    with pytest.raises(BadInput, match=r"alpha = .* above 0"):
+        make(LABELS, 4, alpha)
+
+
+def test_an_impossible_smallest_share_is_refused_without_a_draw(monkeypatch):
+    monkeypatch.setattr(p, "_dirichlet", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(BadInput, match="lower min_size or use fewer clients"):
+        p.dirichlet(LABELS, 5, min_size=801)
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "dirichlet_equal", "classes", "pathological"])
+@pytest.mark.parametrize("targets", [torch.rand(40), torch.zeros(40, 3).long()])
+def test_partitions_by_class_refuse_targets_that_are_no_classes(name, targets):
+    with pytest.raises(BadInput, match="needs one class per sample"):
+        MAKE[name](targets, 2, 0)
+    assert p.iid(targets, 2).counts.tolist() == [[20], [20]]
+
+
+def test_counts_have_a_column_for_every_class_of_the_source():
+    source = Tensors(torch.zeros(20, 2), torch.arange(20) % 3, 10)
+    assert p.iid(source, 2).counts.shape == (2, 10)
+
+
+def test_groups_and_columns_that_do_not_fit_are_refused():
+    with pytest.raises(BadInput, match="5 clients and 3 groups"):
+        p.classes(LABELS, 5, groups=((0, 1, 2, 3), (4, 5, 6), (7, 8, 9)))
+    with pytest.raises(BadInput, match="one value per sample"):
+        p.by_column(LABELS, torch.zeros(4000, 2))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..named import find
+from ..errors import unknown
 from . import images, partition, tables
 from .sources import Data, MapStyle, Source, Tensors, from_datasets
 
@@ -35,7 +35,9 @@ def load(
     Looks in `data_dir`, else $CUTLAYER_DATA, and in the cache; fetches what is missing where there is a network. Raises
     BadInput for an unknown name, too many samples, and missing or damaged files.
     """
-    data: Data = find("data", name, DATASETS).load(name, data_dir, augment)
+    if name not in DATASETS:
+        raise unknown("data", name, DATASETS)
+    data = DATASETS[name].load(name, data_dir, augment)
     if num_train is None and num_test is None:
         return data
     assert isinstance(data.train, Tensors)

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,12 @@ RELEASES = {  # SHA-256, or the MD5 that its publisher gives, of a file: which c
     "03b5dce01913d631647c71ecec9e9cb8": "CIFAR-100, official binary",
     "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609": "MNIST, original",
     "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6": "MNIST, original",
+    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c": "MNIST, original",
+    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6": "MNIST, original",
     "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84": "Fashion-MNIST, original",
     "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073": "Fashion-MNIST, original",
+    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845": "Fashion-MNIST, original",
+    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5": "Fashion-MNIST, original",
 }
 
 
@@ -68,36 +73,54 @@ def hashes(path: Path) -> tuple[str, str]:
     return digests[0], digests[1]
 
 
-def decoded(
-    path: Path, decode: Callable[[Path], tuple[np.ndarray, np.ndarray]], beside: Path | None = None
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return images, labels and the release of a file, decoding it once and keeping the arrays under its hash.
-
-    `beside` is a second file that decoding reads, whose hash counts too.
-
-    Raises BadInput naming the file if it is truncated or damaged.
-    """
-    digest, md5 = hashes(path)
-    release = RELEASES.get(digest) or RELEASES.get(md5) or f"unrecognised {digest[:12]}"
-    key = digest[:32] if beside is None else f"{digest[:32]}-{hashes(beside)[0][:32]}"
-    kept = [cache_dir() / "decoded" / f"{key}-{what}.npy" for what in ("x", "y")]
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read into a BadInput of one line that names it."""
     try:
-        x, y = (np.load(file, allow_pickle=False) for file in kept)
-        return x, y, release
-    except (OSError, ValueError, EOFError):
-        pass  # not kept yet, or damaged: decoded again
-    try:
-        x, y = decode(path)
+        yield
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(f"{path} is truncated or damaged ({type(error).__name__}: {error}); get the file again") from error
+        why = str(error).partition("\n")[0]
+        raise BadInput(f"{path} is truncated or damaged ({type(error).__name__}: {why}); get the file again") from error
+
+
+def decoded(
+    path: Path, decode: Callable[[Path], tuple[np.ndarray, np.ndarray]], beside: Sequence[Path] = ()
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return images, labels and the release of a file, decoding it once and keeping the arrays under its hash.
+
+    `beside` are further files that decoding reads, whose hashes count too: one that is not known makes the release unknown.
+    Raises BadInput naming the file if it is truncated or damaged.
+    """
+    digests, releases = [], []
+    for file in (path, *beside):
+        digest, md5 = hashes(file)
+        digests.append(digest)
+        releases.append(RELEASES.get(digest) or RELEASES.get(md5) or f"unrecognised {digest[:12]}")
+    release = next((name for name in releases if name != releases[0]), releases[0])
+    key = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    kept = [cache_dir() / "decoded" / f"{key[:32]}-{what}.npy" for what in ("x", "y")]
+    with suppress(Exception):  # not kept yet, or damaged in any way: decoded again
+        x, y = (np.load(file, allow_pickle=False) for file in kept)
+        if len(x) == len(y) and x.dtype == np.uint8 and y.dtype == np.int64:
+            return x, y, release
+    with reading(path):
+        x, y = decode(path)
     if len(x) != len(y) or not len(x):
         raise BadInput(f"{path} holds {len(x)} images and {len(y)} labels; get the file again")
-    for file, array in zip(kept, (x, y), strict=True):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):  # a cache that cannot be written only costs the time to decode again
+        for file, array in zip(kept, (x, y), strict=True):
+            _keep(file, array)
+    return x, y, release
+
+
+def _keep(file: Path, array: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(f".{os.getpid()}")
+    try:
         with new.open("wb") as out:
             np.save(out, array, allow_pickle=False)
         os.replace(new, file)
-    return x, y, release
+    finally:
+        new.unlink(missing_ok=True)

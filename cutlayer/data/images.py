@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import BadInput
 from . import augment as augmentation
-from .files import decoded, fetch, locate
+from .files import decoded, fetch, locate, reading
 from .sources import Data, Tensors
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -27,6 +27,10 @@ CIFAR_MEAN_STD = {
 CIFAR_ARCHIVES = {
     "cifar10": ("cifar-10-binary.tar.gz", "md5:c32a1d4ab5d03f1284b67883e8d87530"),
     "cifar100": ("cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8"),
+}
+CIFAR_FOLDERS = {  # the archives unpacked: training files, then the test file
+    "cifar10": ("cifar-10-batches-bin", (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")),
+    "cifar100": ("cifar-100-binary", ("train.bin", "test.bin")),
 }
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 IDX = {
@@ -53,14 +57,28 @@ def cifar(name: str, data_dir: str | None, augment: bool) -> Data:
         if path is not None:
             splits.append(decoded(path, read_parquet))
             continue
-        archive, known_hash = CIFAR_ARCHIVES[name]
-        path = locate(data_dir, archive, f"{name}/{archive}") or fetch(CIFAR_URL + archive, known_hash, archive)
-        x, y, release = decoded(path, partial(read_cifar_archive, fine=name == "cifar100"))
+        x, y, release = _official(name, data_dir)
         # both splits lie in one archive: 50,000 training images, then the test images
         splits.append((x[:50_000], y[:50_000], release) if split == "train" else (x[50_000:], y[50_000:], release))
     return _data(
         name, splits, 100 if name == "cifar100" else 10, CIFAR_MEAN_STD[name], augmentation.crop_flip if augment else None
     )
+
+
+def _official(name: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray, str]:
+    archive, known_hash = CIFAR_ARCHIVES[name]
+    folder, names = CIFAR_FOLDERS[name]
+    fine = name == "cifar100"
+    path = locate(data_dir, archive, f"{name}/{archive}")
+    unpacked = locate(data_dir, folder, f"{name}/{folder}") if path is None else None
+    if unpacked is not None:
+        files = [unpacked / file for file in names]
+        absent = next((file for file in files if not file.is_file()), None)
+        if absent is not None:
+            raise BadInput(f"{absent} is missing; unpack {archive} again")
+        return decoded(files[0], lambda _: read_cifar_files(files, fine), files[1:])
+    path = path or fetch(CIFAR_URL + archive, known_hash, archive)
+    return decoded(path, partial(read_cifar_archive, fine=fine))
 
 
 def mnist(name: str, data_dir: str | None, augment: bool) -> Data:
@@ -73,7 +91,7 @@ def mnist(name: str, data_dir: str | None, augment: bool) -> Data:
             locate(data_dir, f"{name}/{file}") or fetch(url + file, f"md5:{md5}", f"{name}/{file}")
             for file, md5 in zip(files, md5s, strict=True)
         )
-        splits.append(decoded(images, partial(read_idx, labels=labels), labels))
+        splits.append(decoded(images, partial(read_idx, labels=labels), (labels,)))
     return _data(name, splits, 10, mean_std, None)
 
 
@@ -107,7 +125,6 @@ def read_parquet(path: Path) -> Arrays:
 
 def read_cifar_archive(path: Path, fine: bool) -> Arrays:
     """Return the images and (fine) labels of the official binary archive: training batches first, then the test batch."""
-    skip = 2 if fine else 1
     with tarfile.open(path) as archive:
         names = sorted(n for n in archive.getnames() if n.endswith(".bin"))
         names.sort(key=lambda name: "test" in name)
@@ -116,7 +133,22 @@ def read_cifar_archive(path: Path, fine: bool) -> Arrays:
             member = archive.extractfile(name)
             assert member is not None
             blobs.append(member.read())
-    rows = np.frombuffer(b"".join(blobs), np.uint8).reshape(-1, skip + 3072)
+    return _cifar_rows(path, b"".join(blobs), fine)
+
+
+def read_cifar_files(files: list[Path], fine: bool) -> Arrays:
+    """Return the images and (fine) labels of the unpacked official binary files, in the order given."""
+    blobs = []
+    for file in files:
+        blobs.append(file.read_bytes())
+        if not blobs[-1] or len(blobs[-1]) % (3074 if fine else 3073):
+            raise BadInput(f"{file} is truncated or damaged ({len(blobs[-1])} bytes); get the file again")
+    return _cifar_rows(files[0].parent, b"".join(blobs), fine)
+
+
+def _cifar_rows(path: Path, raw: bytes, fine: bool) -> Arrays:
+    skip = 2 if fine else 1
+    rows = np.frombuffer(raw, np.uint8).reshape(-1, skip + 3072)
     if len(rows) != 60_000:
         raise BadInput(f"{path} holds {len(rows)} images, not 60,000; get the file again")
     return rows[:, skip:].reshape(-1, 3, 32, 32).copy(), rows[:, skip - 1].astype(np.int64)
@@ -126,8 +158,9 @@ def read_idx(path: Path, labels: Path) -> Arrays:
     """Return the images (n, 1, H, W) and labels (n,) of two gzipped idx files."""
     arrays = []
     for file in (path, labels):
-        raw = gzip.decompress(file.read_bytes())
-        rank = raw[3]
-        shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank])
-        arrays.append(np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape))
+        with reading(file):
+            raw = gzip.decompress(file.read_bytes())
+            rank = raw[3]
+            shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank])
+            arrays.append(np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape))
     return arrays[0][:, None].copy(), arrays[1].astype(np.int64)

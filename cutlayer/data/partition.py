@@ -1,6 +1,7 @@
 """How the training data lie with the clients: pure, seeded functions, disjoint and complete."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,16 @@ class Partition:
 
 
 def _labels(source: Source | Tensor) -> Tensor:
-    return source if isinstance(source, Tensor) else source.labels.cpu()
+    return (source if isinstance(source, Tensor) else source.labels).cpu()
+
+
+def _class_labels(source: Source | Tensor, name: str) -> Tensor:
+    labels = _labels(source)
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise BadInput(
+            f"partition {name} needs one class per sample, not targets {tuple(labels.shape)} {labels.dtype}; use iid or contiguous"
+        )
+    return labels
 
 
 def _generator(seed: int, attempt: int = 0) -> torch.Generator:
@@ -53,7 +63,7 @@ def _make(source: Source | Tensor, shares: Iterable[Tensor], name: str, tries: i
             f"client {empty[0]} of {len(shares)} would have no samples ({len(labels)} in all, partition {name}); use fewer clients"
         )
     if labels.dim() == 1 and not labels.is_floating_point():
-        num_classes = int(labels.max()) + 1
+        num_classes = int(labels.max()) + 1 if isinstance(source, Tensor) else source.num_classes
         counts = torch.stack([torch.bincount(labels[share], minlength=num_classes) for share in shares])
     else:
         counts = torch.tensor([[len(share)] for share in shares])
@@ -62,22 +72,29 @@ def _make(source: Source | Tensor, shares: Iterable[Tensor], name: str, tries: i
 
 def iid(source: Source | Tensor, num_clients: int, seed: int = 0) -> Partition:
     """Deal one random permutation; sizes differ by at most one."""
+    _enough(_labels(source), num_clients)
     order = torch.randperm(len(_labels(source)), generator=_generator(seed))
     return _make(source, order.tensor_split(num_clients), "iid")
 
 
 def contiguous(source: Source | Tensor, num_clients: int, seed: int = 0) -> Partition:
     """Deal ranges of indices in order, as the code of arXiv 2601.19261 does, but without dropping the remainder."""
+    _enough(_labels(source), num_clients)
     return _make(source, torch.arange(len(_labels(source))).tensor_split(num_clients), "contiguous")
 
 
 def dirichlet(source: Source | Tensor, num_clients: int, alpha: float = 0.5, seed: int = 0, min_size: int = 10) -> Partition:
     """Split each class by proportions drawn from Dir(alpha); redrawn from scratch until every client has `min_size` samples.
 
-    Raises BadInput after 1000 tries.
+    Raises BadInput after 1000 tries, and at once if there are too few samples for any draw.
     """
-    labels = _labels(source)
+    labels = _class_labels(source, "dirichlet")
     _enough(labels, num_clients)
+    _positive(alpha)
+    if num_clients * min_size > len(labels):
+        raise BadInput(
+            f"{len(labels)} samples cannot give each of {num_clients} clients {min_size}; lower min_size or use fewer clients"
+        )
     for attempt in range(MAX_TRIES):
         generator = _generator(seed, attempt)
         shares: list[list[Tensor]] = [[] for _ in range(num_clients)]
@@ -93,7 +110,7 @@ def dirichlet(source: Source | Tensor, num_clients: int, alpha: float = 0.5, see
             return _make(source, joined, "dirichlet", attempt + 1)
     raise BadInput(
         f"no Dirichlet({alpha}) partition of {len(labels)} samples gives each of {num_clients} clients {min_size} in "
-        f"{MAX_TRIES} tries; raise alpha or use fewer clients"
+        f"{MAX_TRIES} tries; raise alpha or use fewer clients, or lower min_size"
     )
 
 
@@ -108,8 +125,9 @@ def _dirichlet(alpha: float, size: int, generator: torch.Generator) -> Tensor:
 
 def dirichlet_equal(source: Source | Tensor, num_clients: int, alpha: float = 0.5, seed: int = 0) -> Partition:
     """Give every client as many samples, its classes drawn from its own Dir(alpha) until they run out (as FSL-SAGE's code does)."""
-    labels = _labels(source)
+    labels = _class_labels(source, "dirichlet_equal")
     _enough(labels, num_clients)
+    _positive(alpha)
     generator = _generator(seed)
     pools = []
     for c in labels.unique().tolist():
@@ -131,16 +149,18 @@ def classes(
 ) -> Partition:
     """Give each client classes of its own: `groups`, or equal runs of classes (10 classes and 3 clients: 4, 3, 3).
 
-    Raises BadInput if the groups are not disjoint and complete.
+    Raises BadInput if the groups are not disjoint and complete, or are not as many as `num_clients`.
     """
-    labels = _labels(source)
+    labels = _class_labels(source, "classes")
     present = labels.unique()
     if groups is None:
-        if num_clients is None or num_clients > len(present):
+        if num_clients is None or not 1 <= num_clients <= len(present):
             raise BadInput(
                 f"{num_clients} clients and {len(present)} classes: with disjoint classes each client needs one of its own"
             )
         groups = [part.tolist() for part in present.tensor_split(num_clients)]
+    if num_clients not in (None, len(groups)):
+        raise BadInput(f"{num_clients} clients and {len(groups)} groups of classes; give one group per client")
     named = [c for group in groups for c in group]
     if len(set(named)) != len(named) or set(named) != set(present.tolist()):
         raise BadInput(f"groups = {groups!r} must name each of the classes {present.tolist()} once")
@@ -149,7 +169,7 @@ def classes(
 
 def pathological(source: Source | Tensor, num_clients: int, classes_per_client: int = 2, seed: int = 0) -> Partition:
     """Deal shards of the data sorted by class, `classes_per_client` to each client (McMahan et al. 2017); nothing is left over."""
-    labels = _labels(source)
+    labels = _class_labels(source, "pathological")
     num_shards = num_clients * classes_per_client
     _enough(labels, num_shards)
     shards = labels.argsort(stable=True).tensor_split(num_shards)
@@ -159,12 +179,22 @@ def pathological(source: Source | Tensor, num_clients: int, classes_per_client: 
 
 def by_column(source: Source | Tensor, column: Tensor) -> Partition:
     """Give each distinct value of a column (n,) a client of its own, as data arise in practice (a hospital, a writer)."""
+    if column.dim() != 1:
+        raise BadInput(f"the column has shape {tuple(column.shape)}; give one value per sample, shape (n,)")
+    column = column.cpu()
     if len(column) != len(_labels(source)):
         raise BadInput(f"the column has {len(column)} values and the data {len(_labels(source))} samples; they must be equal")
     return _make(source, [(column == value).nonzero().flatten() for value in column.unique()], "by_column")
 
 
+def _positive(alpha: float) -> None:
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise BadInput(f"alpha = {alpha} is no concentration; give a finite number above 0")
+
+
 def _enough(labels: Tensor, num_parts: int) -> None:
+    if num_parts < 1:
+        raise BadInput(f"the data cannot be dealt to {num_parts} shares; use at least one client (and one class for each)")
     if num_parts > len(labels):
         raise BadInput(f"{len(labels)} samples cannot be dealt to {num_parts} shares; use fewer clients or more samples")
 

@@ -1,5 +1,6 @@
 """Where batches come from: tensors in memory, or any map-style data set of the user's own."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,9 +90,12 @@ class Tensors:
         return Tensors(self.x.to(device), self.labels.to(device), *fields)
 
     def take(self, n: int | None, held_out: Source | None = None) -> "Tensors":
-        """Return the first n samples; raises BadInput if there are fewer."""
+        """Return the first n samples, evaluated on `held_out` or else as before; raises BadInput if there are fewer."""
+        if n is not None and n < 1:
+            raise BadInput(f"{n} samples are wanted; num_train and num_test must be at least 1")
         if n is not None and n > len(self):
             raise BadInput(f"{n} samples are wanted and there are {len(self)}; lower num_train or num_test")
+        held_out = self.held_out if held_out is None else held_out
         fields = self.num_classes, self.mean, self.std, self.augment, held_out, self.low, self.high
         return Tensors(self.x[:n], self.labels[:n], *fields)
 
@@ -99,34 +103,61 @@ class Tensors:
 class MapStyle:
     """Any map-style data set whose items are (x, y); its own transforms are its augmentation.
 
-    Raises BadInput if it is empty, if an item is no pair, or if a label is out of range.
+    Floating inputs of any width become float32; integers (tokens) stay what they are. Raises BadInput if it has no length or
+    is empty, if an item is no pair, if targets do not stack to a tensor, or if a label is out of range.
     """
 
     def __init__(self, dataset: Any, num_classes: int, held_out: Source | None = None, device: str = "cpu") -> None:
         self.dataset, self.num_classes, self.held_out, self.device = dataset, num_classes, held_out, device
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise BadInput(f"{type(dataset).__name__} is no map-style data set; it must have __len__ and __getitem__")
         if not len(dataset):
             raise BadInput("the data set has no samples; give one with at least one")
-        first = dataset[0]
-        if not isinstance(first, tuple | list) or len(first) != 2:
-            raise BadInput(f"the data set gives {type(first).__name__}; its items must be pairs (x, y)")
-        self.labels = default_collate([dataset[i][1] for i in range(len(dataset))])
+        self.labels = _targets(dataset)
         check_labels(self.labels, num_classes)
-        self.input_shape = tuple(torch.as_tensor(first[0]).shape)
-        self.sample_bytes = torch.as_tensor(first[0]).nbytes
+        x = dataset[0][0]
+        try:
+            first = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadInput(f"inputs are {type(x).__name__}, not tensors; add a transform such as ToTensor") from error
+        self.input_shape = tuple(first.shape)
+        self.sample_bytes = first.nbytes
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batch(self, index: Tensor, generator: torch.Generator | None) -> Batch:
         x, y = default_collate([self.dataset[int(i)] for i in index])
-        return Batch(x.to(self.device), y.to(self.device), ids=index)
+        x = x.to(self.device, torch.float32 if x.is_floating_point() else x.dtype)
+        return Batch(x, y.to(self.device), ids=index)
 
     def to_unit(self, x: Tensor) -> Tensor:
         """Squash to [0, 1]: the range of a stranger's inputs is not known."""
         return torch.sigmoid(x)
 
     def to(self, device: str) -> "MapStyle":
-        return MapStyle(self.dataset, self.num_classes, self.held_out.to(device) if self.held_out else None, device)
+        moved = copy.copy(self)  # the labels are known: the data set is not read again
+        moved.held_out = self.held_out.to(device) if self.held_out else None
+        moved.device = device
+        return moved
+
+
+def _targets(dataset: Any) -> Tensor:
+    """Return all targets of a map-style data set, each of whose items is checked to be a pair."""
+    targets = []
+    for i in range(len(dataset)):
+        item = dataset[i]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            what = f"{len(item)} values" if isinstance(item, tuple | list) else type(item).__name__
+            raise BadInput(f"item {i} of the data set gives {what}; its items must be pairs (x, y)")
+        targets.append(item[1])
+    try:
+        labels = default_collate(targets)
+    except (TypeError, RuntimeError) as error:
+        labels = error
+    if not isinstance(labels, Tensor):
+        raise BadInput(f"targets such as {targets[0]!r:.40} do not stack to one tensor; give numbers or tensors of one shape")
+    return labels
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
