@@ -19,10 +19,10 @@ setup() {  # setup EXTRAS...: install the project with these extras, unless it i
         fi
         "$PYTHON" -m venv "$VENV"
     fi
-    stamp="$extras ${CUTLAYER_TORCH:-cpu} $(cat pyproject.toml constraints.txt | cksum)"
-    if [ "$(cat "$VENV/.cutlayer" 2>/dev/null)" = "$stamp" ]; then
-        return
-    fi
+    stamp="${CUTLAYER_TORCH:-cpu} $(cat pyproject.toml constraints.txt | cksum)"
+    case "$(cat "$VENV/.cutlayer" 2>/dev/null)" in
+        "$extras $stamp" | "[dev] $stamp") return ;;  # the extras of development hold everything
+    esac
     echo "Installing cutlayer and its libraries into $VENV (torch, scikit-learn, matplotlib, ...: about 400 MB to download"
     echo "with the CPU build of torch, 1.6 GB on disk; some minutes the first time)."
     local constraint=(-c constraints.txt) index=()
@@ -46,5 +46,5 @@ EOF
         *) echo "CUTLAYER_TORCH=$CUTLAYER_TORCH: choose cpu, cuda or skip" >&2; exit 2 ;;
     esac
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${index[@]}" "${constraint[@]}" -e ".$extras"
-    echo "$stamp" > "$VENV/.cutlayer"
+    echo "$extras $stamp" > "$VENV/.cutlayer"
 }
