@@ -1,8 +1,5 @@
 """The story of a run: recipe -> data -> parts -> parties -> transport -> result."""
 
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +11,18 @@ from .client import program
 from .cut import Parts, cut
 from .data import DATASETS, load as load_data
 from .data.partition import Partition, split
-from .data.sources import Data, Source
+from .data.sources import Data
 from .diagnose import watch
-from .errors import BadInput, RunFailed
-from .evaluate import recomposed
+from .errors import BadInput
 from .named import find
 from .outputs import Outputs, Result
-from .parties import Parties, build, fitted, num_steps, placement, seeded
+from .parties import build, fitted, num_steps, seeded
 from .recipes.recipe import Recipe, make
+from .rounds import Paused, Progress, Rounds
 from .task import Task
 from .transports import inprocess
 
-Progress = Callable[[int, int, dict[str, Any] | None], None]  # steps done, steps in all, the record of a finished round
-
-
-class Paused(Exception):
-    """The run stopped at a mark because its time is over; it goes on where it stopped when it is started again."""
+__all__ = ["Paused", "Progress", "run", "run_recipe", "train"]
 
 
 def run_recipe(recipe: Recipe, out: Path | None = None, **how: Any) -> Result:
@@ -68,23 +61,16 @@ def train(
     """
     if clients.source is None:
         raise BadInput("these clients have no data; make them from a data set: cl.partition.iid(data.train, ...)")
-    source: Source = clients.source
+    source = clients.source
+    outputs = Outputs(recipe, out, clients, release)
+    rounds = Rounds(recipe, source, outputs, num_steps(recipe, clients.shares), progress, deadline)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
-    outputs = Outputs(recipe, out, clients, release)
-    done, total = 0, num_steps(recipe, clients.shares)
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, total, None)
-
     try:
-        parties = build(recipe, parts, clients, source, fitted(task, recipe, parts, source), tick)
+        parties = build(recipe, parts, clients, source, fitted(task, recipe, parts, source), rounds.tick)
+        rounds.follow(parties)
         if out is not None and (found := checkpoint.marks(out / "marks")):
-            done = _resume(parties, outputs, checkpoint.load(found[-1], recipe.device))
-        _hooks(recipe, parties, outputs, source, progress, lambda: (done, total), deadline)
+            rounds.resume(checkpoint.load(found[-1], recipe.device))
         programs = {
             client.id: program(client, watch(recipe, method, parties.server), its_batches, recipe.checkpoint_every)
             for client, method, its_batches in zip(parties.clients, parties.methods, parties.batches, strict=True)
@@ -95,60 +81,17 @@ def train(
         torch.set_num_threads(threads)
 
 
-def _hooks(
-    recipe: Recipe,
-    parties: Parties,
-    outputs: Outputs,
-    source: Source,
-    progress: Progress | None,
-    steps: Callable[[], tuple[int, int]],
-    deadline: float | None,
-) -> None:
-    server, how = parties.server, parties.server.training
-
-    def on_round(_: object) -> None:
-        record: dict[str, Any] = {"round": server.schedule.round, "train_loss": server.record().get("loss")}
-        names = {name for client in server.records.values() for name in client}
-        for name in sorted(names):
-            values = [client[name] for client in server.records.values() if name in client]
-            record[name if name != "loss" else "train_loss"] = sum(values) / len(values)
-        for name, value in record.items():
-            if isinstance(value, float) and not value - value == 0:
-                raise RunFailed(
-                    f"{name} is {value} in round {server.schedule.round}; lower lr (now {recipe.lr}), or set clip; earlier rounds are kept"
-                )
-        if server.schedule.evaluated(server.schedule.round) and source.held_out is not None:
-            modules = parties.modules()
-            record |= recomposed(modules, source.held_out, parties.clients[0].task, how.autocast, placement(recipe))
-        outputs.round(record, parties.meter)
-        if progress:
-            progress(*steps(), record)
-
-    def on_mark(_: object) -> None:
-        outputs.mark(parties, steps()[0])
-        if deadline is not None and time.monotonic() > deadline and server.schedule.round < recipe.rounds:
-            raise Paused
-
-    server.on_round, server.on_mark = on_round, on_mark
-
-
-def _resume(parties: Parties, outputs: Outputs, state: dict[str, Any]) -> int:
-    parties.load(state["parties"])
-    outputs.load(state["outputs"])
-    return int(state["done"])
-
-
 def data_of(recipe: Recipe) -> Data:
-    """Return the data set that a recipe names, on its device."""
-    row = find("data set", recipe.data, DATASETS)
-    if recipe.data not in DATASETS:
-        data = row() if callable(row) else row
-        if not isinstance(data, Data):
-            raise BadInput(
-                f"data {recipe.data!r} gives a {type(data).__name__}; it must give cl.data.Data (cl.data.from_datasets)"
-            )
-        return data
-    return load_data(recipe.data, recipe.data_dir, recipe.num_train, recipe.num_test, recipe.augment)
+    """Return the data set that a recipe names."""
+    if recipe.data in DATASETS:
+        return load_data(recipe.data, recipe.data_dir, recipe.num_train, recipe.num_test, recipe.augment)
+    found = find("data", recipe.data, DATASETS)
+    data = found() if callable(found) else found
+    if not isinstance(data, Data):
+        raise BadInput(
+            f"data = {recipe.data!r} gives a {type(data).__name__}; it must give cl.data.Data (cl.data.from_datasets)"
+        )
+    return data
 
 
 def parts_of(recipe: Recipe, data: Data) -> Parts:
@@ -165,8 +108,8 @@ def parts_of(recipe: Recipe, data: Data) -> Parts:
 
 def task_of(recipe: Recipe) -> Task:
     """Return the task that a recipe names."""
-    if recipe.task == "classification":
-        return Task()
-    found = find("task", recipe.task, {})
+    found = find("task", recipe.task, {"classification": Task})
     task = found if isinstance(found, Task) else found()
-    return replace(task)
+    if not isinstance(task, Task):
+        raise BadInput(f"task = {recipe.task!r} gives a {type(task).__name__}; it must give cl.Task")
+    return task

@@ -12,7 +12,7 @@ LEVELS = (
     {"errors", "streams", "task", "named", "wire", "codecs", "models", "trace", "cut", "data.partition", "data.augment", "data.files"},
     {"auxiliary", "meter", "client", "schedules", "server", "data", "data.sources", "data.images", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
-    {"recipes", "parties", "diagnose", "findings", "figures", "report", "outputs", "run", "compare", "estimate"},
+    {"recipes", "parties", "diagnose", "findings", "figures", "report", "outputs", "rounds", "run", "compare", "estimate"},
     {"cli", "console"},
 )  # fmt: skip
 # partitions are cut from sources, which know nothing of them

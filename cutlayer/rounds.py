@@ -1,0 +1,84 @@
+"""What happens when a round ends and at a mark: records, evaluation, progress, and stopping in time."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .data.sources import Source
+from .errors import RunFailed
+from .evaluate import recomposed
+from .outputs import Outputs
+from .parties import Parties, placement
+from .recipes.recipe import Recipe
+from .server import Server
+
+Progress = Callable[[int, int, dict[str, Any] | None], None]  # steps done, steps in all, the record of a finished round
+
+
+class Paused(Exception):
+    """The run stopped at a mark because its time is over; it goes on where it stopped when it is started again."""
+
+
+class Rounds:
+    """Counts steps, and is what the server calls: `end` after every round, `mark` when nothing is under way."""
+
+    def __init__(
+        self, recipe: Recipe, source: Source, outputs: Outputs, steps: int, progress: Progress | None, deadline: float | None
+    ) -> None:
+        self.recipe, self.source, self.outputs, self.steps, self.deadline = recipe, source, outputs, steps, deadline
+        self.progress: Progress = progress or (lambda done, steps, record: None)
+        self.done = 0
+        self.parties: Parties | None = None
+
+    def follow(self, parties: Parties) -> None:
+        """Be called by these parties' server."""
+        self.parties = parties
+        parties.server.on_round, parties.server.on_mark = self.end, self.mark
+
+    def tick(self) -> None:
+        """Count a training step."""
+        self.done += 1
+        self.progress(self.done, self.steps, None)
+
+    def end(self, server: Server) -> None:
+        """Record a finished round, evaluated if it is its turn; raises RunFailed if a figure is not finite."""
+        assert self.parties is not None
+        round = server.schedule.round
+        record: dict[str, Any] = {"round": round, **means(server)}
+        for name, value in record.items():
+            if not math.isfinite(value):
+                raise RunFailed(
+                    f"{name} is {value} in round {round}; lower lr (now {self.recipe.lr}), or set clip; earlier rounds are kept"
+                )
+        if server.schedule.evaluated(round) and self.source.held_out is not None:
+            task, autocast = self.parties.clients[0].task, server.training.autocast
+            record |= recomposed(self.parties.modules(), self.source.held_out, task, autocast, placement(self.recipe))
+        self.outputs.round(record, self.parties.meter)
+        self.progress(self.done, self.steps, record)
+
+    def mark(self, server: Server) -> None:
+        """Write a mark; raises Paused if the time is over and the run is not."""
+        assert self.parties is not None
+        self.outputs.mark(self.parties, self.done)
+        if self.deadline is not None and time.monotonic() > self.deadline and server.schedule.round < self.recipe.rounds:
+            raise Paused
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a mark."""
+        assert self.parties is not None
+        self.parties.load(state["parties"])
+        self.outputs.load(state["outputs"])
+        self.done = int(state["done"])
+
+
+def means(server: Server) -> dict[str, float]:
+    """Return the means of a round: the server's loss as train_loss, and what the clients recorded, each client alike.
+
+    With a tail the loss is known to the clients alone, and comes with their records.
+    """
+    found = {name: [value] for name, value in server.record().items()}
+    for record in server.records.values():
+        for name, value in record.items():
+            found.setdefault(name, []).append(value)
+    return {name if name != "loss" else "train_loss": sum(values) / len(values) for name, values in found.items()}
