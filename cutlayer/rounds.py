@@ -49,7 +49,7 @@ class Rounds:
         for name, value in record.items():
             if not math.isfinite(value):
                 raise RunFailed(
-                    f"{name} is {value} in round {round}; lower lr (now {self.recipe.lr}), or set clip; earlier rounds are kept"
+                    f"{name} is {value} in round {round}; lower lr (now {self.recipe.lr}) or set clip; earlier rounds are kept"
                 )
         if server.schedule.evaluated(round) and self.source.held_out is not None:
             task, autocast = self.parties.clients[0].task, server.training.autocast

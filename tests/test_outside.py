@@ -36,7 +36,7 @@ def cutlayer(env, *words):
 
 OURS = [
     "--data",
-    "outside:rings",
+    "rings",
     "--model",
     "outside:parts",
     "--task",
@@ -73,9 +73,10 @@ def test_everything_of_the_users_own_runs_like_what_is_built_in(outside, tmp_pat
 
 
 def test_rows_from_outside_are_listed(outside):
-    listed = cutlayer(outside, "list", "methods")
-    assert "damped" in listed.stdout
-    assert "outside:Damped" in listed.stdout
+    for kind, name, value in (("methods", "damped", "outside:Damped"), ("data", "rings", "outside:rings")):
+        listed = cutlayer(outside, "list", kind)
+        assert name in listed.stdout
+        assert value in listed.stdout
 
 
 def test_what_cannot_be_imported_is_one_line(outside, tmp_path):
