@@ -125,7 +125,7 @@ def findings(run: Run) -> list[str]:
 def found(run: Run) -> list[Finding]:
     """Return the findings of one run with their kinds, troubles before good news."""
     rules: tuple[Callable[[Run], Finding | None], ...] = (
-        _loss, _chance, _activations, _rank, _stall, _cosine, _memory, _one_way,
+        _loss, _chance, _activations, _rank, _stall, _cosine, _left, _memory, _one_way,
     )  # fmt: skip
     return sorted((f for rule in rules if (f := rule(run)) is not None), key=lambda f: bool(f.good))
 
@@ -202,6 +202,16 @@ def _activations(run: Run) -> Finding | None:
         return None
     said = f"activation_norm at the cut went from {values[0]:.3g} to {values[-1]:.3g} (round {rounds[-1]})."
     return Finding("activations", False, f"{said} Lower lr, set clip or weight_decay, or cut after a normalisation.")
+
+
+def _left(run: Run) -> Finding | None:
+    for side, nbytes in (run.summary.get("bytes_left_after_step") or {}).items():
+        if nbytes:
+            said = f"The {side} still holds {human(nbytes)} of a batch's graph when its step is over."
+            return Finding(
+                "memory", False, f"{said} Something keeps a tensor of the graph: detach what a method or a loss remembers."
+            )
+    return None
 
 
 def _memory(run: Run) -> Finding | None:

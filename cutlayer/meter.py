@@ -25,6 +25,7 @@ class Meter:
         self.wire: dict[tuple[str, str, int], int] = defaultdict(int)
         self.seconds: dict[str, float] = defaultdict(float)
         self.peak: dict[str, int] = defaultdict(int)
+        self.left: dict[str, int] = defaultdict(int)  # bytes that autograd still keeps when a sampled step is over
         self.held: dict[str, float] = defaultdict(float)  # byte-seconds of the sampled steps
         self.steps: dict[str, int] = defaultdict(int)
         self.samples: dict[str, int] = defaultdict(int)
@@ -72,6 +73,7 @@ class Meter:
             del self.sampling[side, client]
             saved.close()
             self.peak[side] = max(self.peak[side], owned() + saved.peak)
+            self.left[side] = max(self.left[side], saved.now)
             self.held[side] += saved.byte_seconds
 
     def held_byte_seconds(self, side: Side) -> float:
@@ -96,14 +98,14 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         joined = {name: {"|".join(map(str, key)): n for key, n in getattr(self, name).items()} for name in ("payload", "wire")}
-        return joined | {name: dict(getattr(self, name)) for name in ("seconds", "peak", "held", "steps", "samples")}
+        return joined | {name: dict(getattr(self, name)) for name in ("seconds", "peak", "left", "held", "steps", "samples")}
 
     def load(self, state: Mapping[str, Any]) -> None:
         for name in ("payload", "wire"):
             for key, n in state[name].items():
                 direction, role, client = key.split("|")
                 getattr(self, name)[direction, role, int(client)] = n
-        for name in ("seconds", "peak", "held", "steps", "samples"):
+        for name in ("seconds", "peak", "left", "held", "steps", "samples"):
             getattr(self, name).update(state[name])
 
 

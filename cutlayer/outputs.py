@@ -159,6 +159,7 @@ class Outputs:
             "seconds": {name: meter.seconds.get(name, 0.0) for name in PHASES},
             "seconds_total": self.seconds(),
             "peak_memory_bytes": {side: meter.peak.get(side, 0) for side in ("client", "server")},
+            "bytes_left_after_step": {side: meter.left.get(side, 0) for side in ("client", "server")},
             "held_byte_seconds": {side: meter.held_byte_seconds(side) for side in ("client", "server")},
             "macs_per_sample": macs(modules, task.input_shape, parties),
             "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},

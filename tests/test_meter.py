@@ -168,3 +168,25 @@ def test_a_u_shaped_server_is_measured_over_both_halves_of_its_step():
     owned = 3 * sum(p.nbytes for p in parts.top.parameters()) + sum(b.nbytes for b in parts.top.buffers())
     assert kept.requires_grad
     assert summary["peak_memory_bytes"]["server"] == owned + book.peak
+
+
+def test_a_graph_that_outlives_its_step_is_told():
+    from cutlayer.findings import Run, findings
+
+    data = small_data(n=32)
+    clients = cl.partition.iid(data.train, num_clients=1)
+    parts = cl.cut(small_model(), "stage1")
+    kept = []
+
+    def remembering(output, y):
+        loss = nn.functional.cross_entropy(output, y)
+        kept.append(output.exp())  # saves its result for a backward that never comes
+        return loss
+
+    how = {"rounds": 1, "batch_size": 8, "num_threads": 1}
+    sound = cl.run(parts, clients, **how)
+    leaking = cl.run(parts, clients, task=cl.Task(loss=remembering), **how)
+    assert sound.summary["bytes_left_after_step"] == {"client": 0, "server": 0}
+    assert leaking.summary["bytes_left_after_step"]["server"] > 0
+    assert any("still holds" in text for text in findings(Run(leaking.summary, leaking.records)))
+    assert not any("still holds" in text for text in findings(Run(sound.summary, sound.records)))
