@@ -41,7 +41,12 @@ def show_runs(runs: Sequence[Run]) -> None:
     keep = [i for i, name in enumerate(header) if console.width >= NARROW or not any(word in name for word in LEFT_OUT)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i in keep:
-        table.add_column(header[i].replace(" ", "\n"), justify="left" if i == 0 else "right", no_wrap=True)
+        if i == 0:
+            table.add_column(header[i], overflow="fold")
+        else:
+            table.add_column(
+                header[i].replace(" ", "\n"), justify="right", no_wrap=True, min_width=max(len(line[i]) for line in lines)
+            )
     for line in lines:
         table.add_row(*(line[i] for i in keep))
     console.print(table)
