@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .data.sources import Source
-from .errors import RunFailed
+from .errors import BadInput, RunFailed
 from .evaluate import recomposed
 from .outputs import Outputs
 from .parties import Parties, placement
@@ -67,7 +67,12 @@ class Rounds:
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a mark."""
         assert self.parties is not None
-        self.parties.load(state["parties"])
+        try:
+            self.parties.load(state["parties"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise BadInput(
+                f"the marks in {self.outputs.out} are of other parts than these; choose another out, or delete it"
+            ) from error
         self.outputs.load(state["outputs"])
         self.done = int(state["done"])
 

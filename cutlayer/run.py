@@ -13,7 +13,7 @@ from .data import DATASETS, load as load_data
 from .data.partition import Partition, split
 from .data.sources import Data
 from .diagnose import watch
-from .errors import BadInput
+from .errors import BadInput, RunFailed
 from .named import find
 from .outputs import Outputs, Result
 from .parties import build, fitted, num_steps, seeded
@@ -39,8 +39,14 @@ def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str 
     `clients` come from `cl.partition`; the data they were cut from say what the evaluation set is. The parts are left as
     they were: the trained ones are `result.parts`. Raises BadInput, and RunFailed if training breaks (a loss that is NaN).
     """
-    named = {"data": "own", "model": "own", "cut": "own", "partition": clients.name, "num_clients": len(clients)}
-    recipe = make(named | fields)
+    own = {"data": "own", "model": "own", "cut": "own", "partition": clients.name, "num_clients": len(clients)}
+    recipe = make(own | ({"tail": "own"} if parts.tail is not None else {}) | fields)
+    if recipe.num_clients != len(clients):
+        raise BadInput(
+            f"num_clients = {recipe.num_clients}, and the partition has {len(clients)} clients; leave num_clients out"
+        )
+    if recipe.tail is not None and parts.tail is None:
+        raise BadInput(f"tail = {recipe.tail!r}, and these parts have none; give cl.cut(model, at, tail)")
     return train(recipe, parts, clients, task or Task(), Path(out) if out else None)
 
 
@@ -77,6 +83,12 @@ def train(
         }
         inprocess.run(programs, parties.server, parties.ends, parties.meter, tap=outputs.tap())
         return outputs.finish(parties)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise RunFailed(
+            "a batch of one sample reached BatchNorm; raise batch_size, or give each client more samples"
+        ) from error
     finally:
         torch.set_num_threads(threads)
 

@@ -225,6 +225,37 @@ def test_rounds_finished_before_a_failure_are_kept(tmp_path):
     assert [json.loads(line)["round"] for line in (tmp_path / "records.jsonl").read_text().splitlines()] == [0, 1]
 
 
+def test_what_python_gives_must_fit_together(tmp_path):
+    data, parts = small_data(), cl.cut(small_model(), "stage1.block1")
+    clients = cl.partition.iid(data.train, num_clients=2)
+    how = {"rounds": 2, "batch_size": 4, "num_threads": 1}
+    with pytest.raises(BadInput, match="num_clients = 5, and the partition has 2 clients"):
+        cl.run(parts, clients, num_clients=5, **how)
+    with pytest.raises(BadInput, match="these parts have none"):
+        cl.run(parts, clients, tail="hidden", **how)
+    with pytest.raises(BadInput, match="these clients have no data"):
+        cl.run(parts, cl.partition.iid(data.train.labels, num_clients=2), **how)
+    with pytest.raises(RunFailed, match="one sample reached BatchNorm; raise batch_size"):
+        cl.run(parts, clients, scheme="dsl", **{**how, "batch_size": 1})
+    # a tail that the parts have is known without being named again
+    tailed = cl.run(cl.cut(small_model(), "stem", "hidden"), clients, codec={"features": "float8"}, **how)
+    assert "labels" not in tailed.summary["bytes"]["up"]
+
+
+def test_marks_of_other_parts_are_refused(tmp_path):
+    from cutlayer.recipes.recipe import make
+    from cutlayer.run import Paused, train
+    from cutlayer.task import Task
+
+    data = small_data()
+    clients = cl.partition.iid(data.train, num_clients=1)
+    recipe = make({"rounds": 3, "batch_size": 8, "num_threads": 1})
+    with pytest.raises(Paused):
+        train(recipe, cl.cut(small_model(), "stage1"), clients, Task(num_classes=4), tmp_path, deadline=0)
+    with pytest.raises(BadInput, match="are of other parts than these"):
+        train(recipe, cl.cut(small_model(), "stem"), clients, Task(num_classes=4), tmp_path)
+
+
 def test_labels_out_of_range_and_strange_items_are_bad_input():
     x = torch.zeros(4, 1, 6, 6)
     with pytest.raises(BadInput, match="label 7 of sample 2 is out of range"):

@@ -101,6 +101,10 @@ class Recipe:
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
+OTHER_WORDS = {  # what other programs call a field
+    "learning_rate": "lr", "epochs": "rounds", "clients": "num_clients", "dataset": "data", "lambda": "lambda_weight",
+    "split": "cut", "head": "auxiliary",
+}  # fmt: skip
 FIELDS = tuple(f.name for f in dataclasses.fields(Recipe) if f.name != "options")
 
 
@@ -155,6 +159,8 @@ def make(fields: Mapping[str, Any], onto: "Recipe | None" = None) -> Recipe:
             owners = [other for other in METHODS if name in {f.name for f in dataclasses.fields(options_of(other))}]
             if owners:
                 raise BadInput(f"{name} is an option of method {' and '.join(owners)}; this recipe has method = {method!r}")
+            if name in OTHER_WORDS:
+                raise BadInput(f"unknown recipe field {name!r}. Did you mean {OTHER_WORDS[name]!r}?")
             raise unknown("recipe field", name, [*FIELDS, *own])
     options = {k: v for k, v in merged.items() if k not in FIELDS}
     try:
