@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from conftest import equal, small_data, small_model
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import cutlayer as cl
 from cutlayer.cut import Parts
-from cutlayer.parties import batches, build
+from cutlayer.parties import batches, build, lr_factor
 from cutlayer.recipes.recipe import make
 from cutlayer.task import Task
 from cutlayer.transports import inprocess
@@ -28,6 +29,7 @@ def uncut(model, clients, recipe_fields, order=None):
     keys = ("lr", "momentum", "weight_decay") if recipe.optimizer == "sgd" else ("lr", "weight_decay")
     optimizer = kinds[recipe.optimizer](model.parameters(), **{k: getattr(recipe, k) for k in keys})
     for r in range(recipe.rounds):
+        optimizer.param_groups[0]["lr"] = recipe.lr * lr_factor(recipe)(r)
         for k, share in enumerate(clients.shares):
             for x, y, *_ in batches(recipe, clients.source, share, k)(r, 0):
                 nn.functional.cross_entropy(model(x), y).backward()
@@ -212,3 +214,32 @@ def test_a_codec_is_straight_through():
     for part, name in ((bottom, "bottom"), (top, "top")):
         for (key, before), after in zip(part.named_parameters(), result.modules[name].parameters(), strict=True):
             assert torch.equal(before - before.grad, after), key
+
+
+RANDOM = st.fixed_dictionaries(
+    {
+        "rounds": st.integers(1, 3),
+        "batch_size": st.integers(2, 9),
+        "local_epochs": st.integers(1, 2),
+        "lr_schedule": st.sampled_from(["constant", "cosine", "steps"]),
+        "optimizer": st.sampled_from(["sgd", "adam"]),
+        "momentum": st.sampled_from([0.0, 0.9]),
+        "weight_decay": st.sampled_from([0.0, 1e-3]),
+        "seed": st.integers(0, 5),
+        "drop_last": st.booleans(),
+        "checkpoint_every": st.integers(0, 2),
+        "evaluate_every": st.integers(1, 2),
+        "lr": st.just(0.02),
+        "num_threads": st.just(1),
+    }
+)
+ENDS = [("stem", None), ("stage1.block1", None), ("pool", None), ("stem", "pool"), ("stage1", "hidden")]
+
+
+@given(RANDOM, st.integers(14, 40), st.integers(1, 3), st.sampled_from(["carry", "shared"]), st.sampled_from(ENDS))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_law2_any_configuration_equals_the_uncut_model(fields, n, num_clients, hand_over, ends):
+    data, model = small_data(n=n), small_model(fields["seed"])
+    clients = cl.partition.iid(data.train, num_clients, seed=fields["seed"])
+    result = cl.run(cl.cut(model, *ends), clients, hand_over=hand_over, **fields)
+    assert_same_model(result, uncut(model, clients, fields))
