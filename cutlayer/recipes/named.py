@@ -28,8 +28,9 @@ DSL_CODE = DSL_TEXT | {
     "partition": "contiguous",
 }  # fmt: skip
 
-# No paper: chosen because it trains a CIFAR ResNet well (He et al. 2016 with cosine). SGD 0.9, lr 0.1 with 3 warm-up epochs and cosine, weight decay 5e-4, batch 128, crop and flip, last
-# incomplete batch dropped; block head and reconstruction weighted 0.5 and 5.
+# No paper's numbers: He et al. (arXiv 1512.03385) for the network, momentum and batch, with a cosine from lr 0.1 after 3
+# warm-up rounds, weight decay 5e-4, the last incomplete batch dropped; head and reconstruction weighted 0.5 and 5 because
+# that was best of what was measured.
 STRONG = {
     "scheme": "dsl", "data": "cifar10", "model": "resnet20", "cut": "shallow", "rounds": 42, "batch_size": 128, "drop_last": True,
     "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "lr_schedule": "cosine", "warmup_rounds": 3,
