@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import RunFailed, unknown
+from .errors import RunFailed
+from .named import find
 from .wire import Codec
 
 
@@ -101,7 +102,5 @@ CODECS: dict[str, Entry] = {
 
 def build(names: Mapping[str, str]) -> dict[str, Codec]:
     """Return fresh codecs for one end of one client, by role family; raises BadInput on an unknown codec."""
-    for name in names.values():
-        if name not in CODECS:
-            raise unknown("codec", name, CODECS)
-    return {role: CODECS[name].build(role) for role, name in names.items()}
+    rows = {role: find("codec", name, CODECS) for role, name in names.items()}
+    return {role: getattr(row, "build", row)(role) for role, row in rows.items()}

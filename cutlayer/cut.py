@@ -71,7 +71,7 @@ def cut(model: nn.Module, at: str, tail: str | None = None) -> Parts:
     end: nn.Module | None = None
     if tail is not None:
         path = _resolve(model, tail)
-        top, end = divide_sequence(top, path) if sequence else divide_traced(top, path, single=True)
+        top, end = divide_sequence(top, path, "tail") if sequence else divide_traced(top, path, single=True)
     _refuse_shared({"bottom": bottom, "top": top} | ({"tail": end} if end is not None else {}))
     return Parts(bottom, top, end, later_stages(model, _resolve(model, at)))
 
@@ -100,13 +100,13 @@ def _resolve(model: nn.Module, at: str) -> str:
     return aliases(model).get(at, at)
 
 
-def divide_sequence(model: nn.Module, at: str) -> tuple[nn.Sequential, nn.Sequential]:
+def divide_sequence(model: nn.Module, at: str, what: str = "cut") -> tuple[nn.Sequential, nn.Sequential]:
     """Divide nested sequences after the block `at`; both sides keep the uncut model's names."""
     if at not in (legal := list(blocks(model))):
-        raise unknown("cut", at, legal + list(aliases(model)))
+        raise unknown(what, at, legal + list(aliases(model)))
     before, after = _divide(model, at.split("."))
     if not len(after):
-        raise BadInput(f"the cut {at!r} leaves nothing for the server; cut earlier")
+        raise BadInput(f"the {what} {at!r} leaves nothing behind it; choose an earlier block")
     return before, after
 
 

@@ -58,7 +58,10 @@ class Outputs:
         self.provenance = provenance()  # now, because files may change while a long run goes on
         if out is not None:
             check_folder(recipe, out)
-            out.mkdir(parents=True, exist_ok=True)
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise BadInput(f"out = {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
             (out / "recipe.toml").write_text(to_toml(recipe.flat()))
             save_partition(clients, out / "partition.json")
             if not checkpoint.marks(out / "marks"):

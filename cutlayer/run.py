@@ -10,7 +10,7 @@ from . import checkpoint, models
 from .client import program
 from .cut import Parts, cut
 from .data import DATASETS, load as load_data
-from .data.partition import Partition, split
+from .data.partition import PARTITIONS, Partition, split
 from .data.sources import Data
 from .diagnose import watch
 from .errors import BadInput, RunFailed
@@ -39,7 +39,8 @@ def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str 
     `clients` come from `cl.partition`; the data they were cut from say what the evaluation set is. The parts are left as
     they were: the trained ones are `result.parts`. Raises BadInput, and RunFailed if training breaks (a loss that is NaN).
     """
-    own = {"data": "own", "model": "own", "cut": "own", "partition": clients.name, "num_clients": len(clients)}
+    dealt = clients.name if clients.name in PARTITIONS else "own"
+    own = {"data": "own", "model": "own", "cut": "own", "partition": dealt, "num_clients": len(clients)}
     recipe = make(own | ({"tail": "own"} if parts.tail is not None else {}) | fields)
     if recipe.num_clients != len(clients):
         raise BadInput(

@@ -30,12 +30,12 @@ def divide_traced(model: nn.Module, at: str, single: bool = False) -> tuple[fx.G
     order = [node for node in graph.nodes if node.op != "output"]
     names = _owners(order)
     if at not in names:
-        raise unknown("cut", at, names)
+        raise unknown("tail" if single else "cut", at, names)
     last = max(i for i, node in enumerate(order) if at in _path(node))
     first, second = order[: last + 1], order[last + 1 :]
     result = next(node for node in graph.nodes if node.op == "output")
     if order[last] in result.all_input_nodes or not second:
-        raise BadInput(f"the cut {at!r} leaves nothing for the server; cut earlier")
+        raise BadInput(f"the cut {at!r} leaves nothing behind it; choose an earlier block")
     needed = {argument for node in [*second, result] for argument in node.all_input_nodes}
     crossing = [node for node in first if node in needed and node is not order[last] and node.target != MODE]
     if single and crossing:

@@ -146,6 +146,10 @@ BAD = [
     (["run", "demo", "--codec", "smashed"], "role=name"),
     (["run", "demo", "--device", "cuda:99"], "cuda:99"),
     (["run", "demo", "--data", "breast_cancer"], "not inputs of shape (30,); use mlp"),
+    (["run", "demo", "--lr", "inf"], "lr = 'inf'"),
+    (["run", "demo", "--out", "/proc/nowhere"], "'/proc/nowhere' cannot be written"),
+    (["run", "demo", "--cut", "pool", "--tail", "stem"], "unknown tail 'stem'. Legal: classifier"),
+    (["compare", "demo", "--over", "partition=iid,foo"], "unknown partition 'foo'"),
     (["compare", "demo", "--over", "method"], "FIELD=A,B,C"),
     (["compare", "demo", "--over", "methd=backprop"], "Did you mean 'method'"),
     (["compare", "demo", "--seeds", "a"], "whole numbers"),
@@ -237,6 +241,8 @@ def test_what_python_gives_must_fit_together(tmp_path):
         cl.run(parts, cl.partition.iid(data.train.labels, num_clients=2), **how)
     with pytest.raises(RunFailed, match="one sample reached BatchNorm; raise batch_size"):
         cl.run(parts, clients, scheme="dsl", **{**how, "batch_size": 1})
+    by_column = cl.partition.by_column(data.train, torch.arange(len(data.train)) % 3)
+    assert cl.run(parts, by_column, **how).summary["num_clients"] == 3
     # a tail that the parts have is known without being named again
     tailed = cl.run(cl.cut(small_model(), "stem", "hidden"), clients, codec={"features": "float8"}, **how)
     assert "labels" not in tailed.summary["bytes"]["up"]

@@ -124,7 +124,7 @@ def test_an_unknown_cut_is_refused_with_the_legal_ones():
         cl.cut(small_model(), "stage1.blok1")
     with pytest.raises(BadInput, match=r"'nowhere'.*first.*third"):
         cl.cut(Skipping(), "nowhere")
-    with pytest.raises(BadInput, match="nothing for the server"):
+    with pytest.raises(BadInput, match="leaves nothing behind it; choose an earlier block"):
         cl.cut(small_model(), "classifier")
 
 

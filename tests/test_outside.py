@@ -72,6 +72,14 @@ def test_everything_of_the_users_own_runs_like_what_is_built_in(outside, tmp_pat
         assert len({summary["digest"] for summary in summaries}) == 2
 
 
+def test_a_codec_of_the_users_own_is_measured_like_any_other(outside, tmp_path):
+    words = ["--rounds", "4", "--batch-size", "8", "--codec", "smashed=outside:rounded", "--out", tmp_path / "out"]
+    done = cutlayer(outside, "run", "demo", *OURS, "--warmup-rounds", "0", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["bytes"]["up"]["smashed"]["payload"] == 4 * 96 * 16
+
+
 def test_rows_from_outside_are_listed(outside):
     for kind, name, value in (("methods", "damped", "outside:Damped"), ("data", "rings", "outside:rings")):
         listed = cutlayer(outside, "list", kind)

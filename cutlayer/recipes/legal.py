@@ -1,12 +1,23 @@
 """Which fields do not go together, in one place, with the reason."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from .. import codecs
-from ..models import heads
+from ..data import DATASETS
+from ..data.partition import PARTITIONS
+from ..models import MODELS, heads
 from ..named import find
+from ..schedules import SCHEDULES
+from ..task import Task
 from .recipe import Recipe, method_class
 
+TABLES: dict[str, Mapping[str, Any]] = {
+    "data": DATASETS, "model": MODELS, "partition": PARTITIONS, "schedule": SCHEDULES,
+    "task": {"classification": Task},
+}  # fmt: skip
 ROLES = ("smashed", "cut_grad", "features", "feature_grad", "weights")
 
 
@@ -20,6 +31,10 @@ def _has(device: str) -> bool:
 
 def refusal(recipe: Recipe) -> str | None:
     """Return why a recipe's fields do not go together, or None; asked by the command line, `run` and the contract test."""
+    for kind, table in TABLES.items():
+        name = str(getattr(recipe, kind))
+        if name != "own":  # what Python was given as an object
+            find(kind, name, table)
     method, options = method_class(recipe.method), recipe.method_options()
     returns = method.comes_back(options)
     for role, name in recipe.codec.items():

@@ -30,7 +30,7 @@ Positive = Annotated[int, Field(ge=1)]
 Pairs = Annotated[dict[str, str], pydantic.BeforeValidator(_pairs)]
 
 
-@pydantic_dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+@pydantic_dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", allow_inf_nan=False))
 class Recipe:
     """Everything that decides a run but the method's own options, which are kept in `options` and flat in `flat()`."""
 
