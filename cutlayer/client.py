@@ -50,7 +50,7 @@ class Client:
     """One data owner; a method reaches its modules through forward, loss, uplink and update only.
 
     `weight` is its number of samples; `hand_over` says what becomes of its optimizer state when new weights arrive:
-    reset | carry | local (algorithms.md 1.2), or shared, where all clients are one model and nothing is handed over.
+    reset | carry | local, or shared, where all clients are one model and nothing is handed over.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ def load_slots(client: Client, tensors: Mapping[str, Tensor]) -> None:
 
 
 class Method(Protocol):
-    """Where the client's gradient comes from; one file and one row in METHODS (design: methods/__init__.py)."""
+    """Where the client's gradient comes from; one file and one row in METHODS."""
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]: ...
     def state(self) -> dict[str, Any]: ...

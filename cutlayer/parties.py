@@ -84,7 +84,7 @@ def place_module(recipe: Recipe, module: nn.Module) -> nn.Module:
 def order(recipe: Recipe, n: int, client: int, round: int) -> list[Tensor]:
     """Return the positions (B,) of each batch of one client in one round: a fresh permutation for each local epoch.
 
-    A last batch of a single sample is left out, because BatchNorm cannot train on it (algorithms.md 0.5).
+    A last batch of a single sample is left out, because BatchNorm cannot train on it.
     """
     batches = []
     for epoch in range(recipe.local_epochs):

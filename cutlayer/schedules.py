@@ -24,8 +24,8 @@ class Schedule(Protocol):
 class Relay:
     """Vanilla split learning: clients take turns of one pass over their data, in the order of their numbers.
 
-    `hand_over` reset, carry, local: the client model travels through the server (algorithms.md 1b). shared: it is one object and
-    nothing travels (1c, the code of arXiv 2601.19261). Weights come back only when the next turn is somebody else's,
+    `hand_over` reset, carry, local: the client model travels through the server. shared: it is one object and
+    nothing travels (as in the code of arXiv 2601.19261). Weights come back only when the next turn is somebody else's,
     or, metered apart, when a round ends that is evaluated.
     """
 

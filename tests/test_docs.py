@@ -3,10 +3,14 @@
 import re
 import runpy
 import shlex
+import sys
 
 import pytest
 from conftest import ROOT
 
+import cutlayer as cl
+import cutlayer.cli
+from cutlayer import wire
 from cutlayer.cli import Fields, _given, _sweep
 from cutlayer.compare import cells
 from cutlayer.recipes import fields_of, load
@@ -29,6 +33,45 @@ def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
         assert "<svg" in (tmp_path / "report.html").read_text()
 
 
+def test_the_method_and_the_codec_of_your_own_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mypackage.py").write_text("\n".join(code(ROOT / "docs" / "your-own.md", "python")))
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = {"method": "mypackage:Damped", "damping": 0.25, "codec": {"smashed": "mypackage:eighths"}}
+    recipe = load("demo", model="mlp", rounds=2, num_train=128, **fields)
+    summary = cl.run_recipe(recipe).summary
+    assert summary["recipe"]["damping"] == 0.25
+    assert summary["bytes"]["up"]["smashed"]["payload"] == 2 * 128 * 64
+    monkeypatch.delitem(sys.modules, "mypackage")
+
+
+def test_every_figure_of_a_summary_and_of_a_record_is_defined(tmp_path):
+    page = (ROOT / "docs" / "measuring.md").read_text()
+    result = cl.run_recipe(load("demo", model="resnet8", rounds=1, warmup_rounds=0, num_train=128, num_test=64))
+    named = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`]+)`", page))))
+    assert {*result.summary} | {name for record in result.records for name in record} <= named
+
+
+def test_the_page_of_the_command_line_names_every_command_and_what_a_run_writes(tmp_path):
+    page = (ROOT / "docs" / "cli.md").read_text()
+    cl.run_recipe(load("demo", model="resnet8", rounds=2, num_train=128, num_test=64, tap=True), tmp_path)
+    for path in tmp_path.iterdir():
+        assert f"`{path.name}" in page, path.name
+    for command in re.search(r"run \| .*", cutlayer.cli.__doc__.rstrip("."))[0].split(" | "):
+        assert f"`cutlayer {command} " in page, command
+    for number in (cutlayer.cli.WRONG, cutlayer.cli.FAILED, cutlayer.cli.INTERRUPTED):
+        assert f"| {number} |" in page
+
+
+def test_the_page_of_the_wire_has_the_codes_and_bounds(tmp_path):
+    page = " ".join((ROOT / "docs" / "wire.md").read_text().split())
+    assert ", ".join(str(dtype).removeprefix("torch.") for dtype in wire.DTYPES) in page
+    assert f"{wire.MAX_ROLES:,} roles" in page
+    assert f"{wire.MAX_RANK} axes" in page
+    assert f"{wire.MAX_BYTES >> 30} GiB" in page
+    assert f"at most {wire.MAX_NAME}" in page
+
+
 def commands():
     for page in PAGES:
         for body in code(page, "bash"):
@@ -47,7 +90,7 @@ def test_commands_of_the_pages_are_understood(words):
         return
     assert verb in ("run", "compare", "show")
     name, *flags = rest
-    own = {"--over": [], "--seeds": [], "--dry-run": []}
+    own = {"--over": [], "--seeds": [], "--out": [], "--max-minutes": []}
     kept, i = [], 0
     while i < len(flags):
         if flags[i] == "--dry-run":

@@ -1,4 +1,4 @@
-"""The models of algorithms.md section 15: what they hold, where they are cut, what they refuse."""
+"""The models: what they hold, where they are cut, what they refuse."""
 
 from collections.abc import Callable
 

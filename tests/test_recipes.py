@@ -25,7 +25,7 @@ def test_the_papers_text_and_its_code_differ_where_they_do():
     assert (text.lr, text.momentum, text.batch_size, text.rounds, text.weight_decay) == (0.001, 0.9, 128, 50, 0.0)
     differing = {name for name, value in text.flat().items() if code.flat()[name] != value} - {"name"}
     assert differing == {"auxiliary", "weight_decay", "augment", "partition"}
-    # algorithms.md 1.2: what N does to the batches of the authors' loop
+    # what N does to the batches of the authors' loop
     assert [n * len(order(code, 50_000 // n, 0, 0)) for n in (1, 5, 10)] == [391, 395, 400]
 
 
