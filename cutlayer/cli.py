@@ -34,11 +34,13 @@ Fields = _flags()
 
 
 def _given(fields: Any) -> dict[str, Any]:
-    return {k: _none(v) for k, v in dataclasses.asdict(fields).items() if v is not None}
+    return {name: _none(name, value) for name, value in dataclasses.asdict(fields).items() if value is not None}
 
 
-def _none(value: str) -> str | None:
-    return None if value == "none" else value
+def _none(name: str, value: str) -> str | None:
+    """Read "none" as nothing where a field may be nothing; elsewhere it is a name."""
+    default = getattr(Recipe, name, "")
+    return None if value == "none" and default is None else value
 
 
 def run(
@@ -144,12 +146,7 @@ def report(folders: Positional[tuple[Path, ...]], /, out: Path = Path("report.ht
     """
     from .report import read, write
 
-    found = [
-        path.parent
-        for folder in folders
-        for path in [folder / "summary.json", *sorted(folder.glob("*/summary.json"))]
-        if path.exists()
-    ]
+    found = [path.parent for folder in folders for path in sorted(folder.rglob("summary.json"))]
     if not found:
         raise BadInput(
             f"no summary.json in {', '.join(map(str, folders)) or 'nothing given'}; name folders that run or compare wrote"
@@ -201,7 +198,8 @@ def _sweep(text: str) -> tuple[str, list[str | None]]:
     name, mark, values = text.partition("=")
     if not mark or not values:
         raise BadInput(f"--over {text!r}: write FIELD=A,B,C")
-    return name.strip().replace("-", "_"), [_none(value.strip()) for value in values.split("," if ";" not in values else ";")]
+    field = name.strip().replace("-", "_")
+    return field, [_none(field, value.strip()) for value in values.split("," if ";" not in values else ";")]
 
 
 def _seeds(text: str) -> list[int]:
@@ -228,6 +226,9 @@ def main(argv: list[str] | None = None) -> int:
         return WRONG
     except RunFailed as error:
         print(f"cutlayer: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stderr.close()
         return FAILED
     except KeyboardInterrupt:
         print("cutlayer: interrupted; the same command goes on from the last mark", file=sys.stderr)

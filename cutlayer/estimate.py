@@ -51,7 +51,7 @@ def estimate(recipe: Recipe) -> Estimate:
             client = parties.clients[0]
             its = parties.batches[0]
             steps = program(client, parties.methods[0], lambda r, s, its=its: islice(its(r, s), period), 0)  # type: ignore[misc]
-            client.sample_step = parties.server.sample_step = 0
+            client.sample_step = 0
             inprocess.run({0: steps}, parties.server, parties.ends, parties.meter)
             for (direction, role, _), nbytes in parties.meter.payload.items():
                 if role != "evaluation":

@@ -188,7 +188,8 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
             own = dict(built[0].modules.items())
         elif built:
             own = copy.deepcopy(own)
-        sample = min(1, len(order(recipe, len(share), k, 0)) - 1)
+        sizes = [len(batch) for batch in order(recipe, len(share), k, 0)]
+        sample = int(sizes[:2] == sizes[:1] * 2)  # the second batch, if it is whole: its optimizer has state
         with seeded(recipe.seed, "auxiliary"):
             client = Client(
                 k, {n: place_module(recipe, m) for n, m in own.items()}, how, task, meter=meter, weight=len(share),
@@ -202,7 +203,7 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
     row = find("schedule", recipe.schedule, SCHEDULES)
     server = Server(
         place_module(recipe, parts.top), getattr(row, "build", row)(recipe), how, task, meter=meter,
-        copy_input=starts_in_place(parts.top), sample_step=min(client.sample_step for client in built),
+        copy_input=starts_in_place(parts.top),
     )  # fmt: skip
     ends = [(codecs.build(recipe.codec), codecs.build(recipe.codec)) for _ in built]
     its_batches = [batches(recipe, source, share, k, tick) for k, share in enumerate(clients.shares)]

@@ -39,6 +39,13 @@ def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str 
     `clients` come from `cl.partition`; the data they were cut from say what the evaluation set is. The parts are left as
     they were: the trained ones are `result.parts`. Raises BadInput, and RunFailed if training breaks (a loss that is NaN).
     """
+    for value, kind, remedy in (
+        (parts, Parts, "cl.cut(model, at), or cl.Parts(bottom, top)"),
+        (clients, Partition, "cl.partition.iid(data.train, num_clients), or another of cl.partition"),
+        (task or Task(), Task, "cl.Task(loss, metrics)"),
+    ):
+        if not isinstance(value, kind):
+            raise BadInput(f"a {type(value).__name__} was given where {kind.__name__} is wanted: {remedy}")
     dealt = clients.name if clients.name in PARTITIONS else "own"
     own = {"data": "own", "model": "own", "cut": "own", "partition": dealt, "num_clients": len(clients)}
     recipe = make(own | ({"tail": "own"} if parts.tail is not None else {}) | fields)

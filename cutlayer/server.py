@@ -36,16 +36,16 @@ class Server:
         copy_input: bool = False,
         on_round: Callable[["Server"], None] = lambda server: None,
         on_mark: Callable[["Server"], None] = lambda server: None,
-        sample_step: int = -1,
     ) -> None:
         self.top, self.schedule, self.training, self.task = top, schedule, training, task
         self.meter = meter or Meter()
         self.handlers: Mapping[str, Handler] = {"smashed": train_step, "feature_grad": finish_step, **handlers}
-        self.copy_input, self.on_round, self.on_mark, self.sample_step = copy_input, on_round, on_mark, sample_step
+        self.copy_input, self.on_round, self.on_mark = copy_input, on_round, on_mark
         self.optimizer = training.optimizer(top)
         self.weights: dict[str, Tensor] = {}
         self.slots: dict[str, Tensor] = {}
         self.version, self.holder = 0, -1
+        self.sampled = (-1, -1)
         self.records: dict[int, dict[str, float]] = {}
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -99,6 +99,12 @@ class Server:
         """Return the means of this round so far."""
         return {name: float(total) / self.counts[name] for name, total in self.totals.items()}
 
+    def samples(self, message: Message) -> bool:
+        """Return whether a step is measured: the first of each client in each round."""
+        turn = message.client, self.schedule.round
+        first, self.sampled = turn != self.sampled, turn
+        return first
+
     def owned(self) -> int:
         return owned_bytes([self.top], self.optimizer)
 
@@ -148,7 +154,7 @@ def train_step(server: Server, messages: list[Message]) -> list[Message]:
     An open message has no labels: its sender gets the features back and sends their gradient (`finish_step`).
     """
     first = messages[0]
-    measured = server.meter.step("server", first.client, first.step == server.sample_step, server.owned)
+    measured = server.meter.step("server", first.client, server.samples(first), server.owned)
     if first.open:
         step = ExitStack()  # the step stays open until the second half closes it
         step.enter_context(measured)

@@ -167,6 +167,20 @@ def test_bad_input_is_one_line_and_exit_code_2(words, why, capsys, tmp_path, mon
     assert why in lines[0]
 
 
+def test_none_is_a_name_where_it_is_one_and_nothing_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # does not hide the named recipe
+    words = ["--reconstruction", "none", "--tail", "none", "--codec", "none", "--warmup-rounds", "0", "--rounds", "1"]
+    assert main(["show", "demo", *words]) == 0
+    shown = capsys.readouterr().out
+    assert 'reconstruction = "none"' in shown
+    assert "codec = {}" in shown
+    assert "tail" not in shown
+    assert main(["compare", "demo", *QUICK, "--over", "reconstruction=none,conv1x1", "--out", "c"]) == 0
+    assert len(list(tmp_path.glob("c/*/summary.json"))) == 2
+    assert main(["report", str(tmp_path)]) == 0
+
+
 def test_a_recipe_file_that_is_none_is_bad_input(tmp_path, capsys):
     path = tmp_path / "broken.toml"
     path.write_text("lr = = 1")
@@ -233,6 +247,9 @@ def test_what_python_gives_must_fit_together(tmp_path):
     data, parts = small_data(), cl.cut(small_model(), "stage1.block1")
     clients = cl.partition.iid(data.train, num_clients=2)
     how = {"rounds": 2, "batch_size": 4, "num_threads": 1}
+    for wrong in ((parts.top, clients, None), (parts, data, None), (parts, clients, "classification")):
+        with pytest.raises(BadInput, match=r"was given where .* is wanted: cl\."):
+            cl.run(*wrong[:2], task=wrong[2], **how)
     with pytest.raises(BadInput, match="num_clients = 5, and the partition has 2 clients"):
         cl.run(parts, clients, num_clients=5, **how)
     with pytest.raises(BadInput, match="these parts have none"):

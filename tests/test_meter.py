@@ -190,3 +190,14 @@ def test_a_graph_that_outlives_its_step_is_told():
     assert leaking.summary["bytes_left_after_step"]["server"] > 0
     assert any("still holds" in text for text in findings(Run(leaking.summary, leaking.records)))
     assert not any("still holds" in text for text in findings(Run(sound.summary, sound.records)))
+
+
+def test_a_whole_batch_is_measured_and_the_server_too_where_not_every_batch_is_sent():
+    parts = cl.cut(small_model(), "stage1")
+    how = {"batch_size": 16, "num_threads": 1, "rounds": 2}
+    short, whole = (cl.partition.iid(small_data(n=n).train, num_clients=1) for n in (20, 32))
+    peaks = [cl.run(parts, clients, **how).summary["peak_memory_bytes"] for clients in (short, whole)]
+    assert peaks[0] == peaks[1]
+    sparse = cl.run(parts, whole, scheme="dsl", auxiliary="linear", send_every=2, **how).summary
+    assert sparse["peak_memory_bytes"]["server"] > 0
+    assert sparse["held_byte_seconds"]["server"] > 0

@@ -15,7 +15,7 @@ __all__ = ["FIELDS", "RECIPES", "Recipe", "fields_of", "load", "override"]
 def fields_of(name: str) -> dict[str, Any]:
     """Return the flat fields of a named recipe or of a TOML file; raises BadInput if it is neither."""
     path = Path(name)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or (name not in RECIPES and path.exists()):
         return {"name": path.stem, **read(path)}
     return named(name)
 

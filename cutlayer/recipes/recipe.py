@@ -20,6 +20,8 @@ def _pairs(value: Any) -> Any:
     """Accept "smashed=float8,cut_grad=float16" where a table is wanted."""
     if not isinstance(value, str):
         return value
+    if value == "none":
+        return {}
     pairs = [pair.partition("=") for pair in value.split(",") if pair]
     if any(not mark or not codec for _, mark, codec in pairs):
         raise ValueError("write role=name,role=name")
