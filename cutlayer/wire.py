@@ -148,6 +148,10 @@ def _layout(tensor: Tensor) -> int:
 
 
 def _name(name: str) -> bytes:
+    if not name.isascii() or len(name) > MAX_NAME:
+        raise BadInput(
+            f"{name[:80]!r} cannot be a name in a message; use at most {MAX_NAME} ASCII letters for modules and parameters"
+        )
     data = name.encode()
     return struct.pack("<H", len(data)) + data
 

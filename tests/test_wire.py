@@ -99,3 +99,9 @@ def test_every_codec_measures_what_it_sends(name):
     assert packed.nbytes == len(dumps(packed))
     once = unpack(loads(dumps(packed)), ends).tensors["smashed"]
     assert torch.equal(once, unpack(packed, ends).tensors["smashed"])
+
+
+@pytest.mark.parametrize("name", ["gewicht_ä", "w" * 600])
+def test_a_name_that_could_not_be_read_back_is_not_written(name):
+    with pytest.raises(BadInput, match="cannot be a name in a message"):
+        dumps(pack(Message("sync", {f"weights/{name}": torch.zeros(1)}), {}))

@@ -35,6 +35,8 @@ def refusal(recipe: Recipe) -> str | None:
         name = str(getattr(recipe, kind))
         if name != "own":  # what Python was given as an object
             find(kind, name, table)
+    if recipe.data not in DATASETS and (recipe.num_train or recipe.num_test or not recipe.augment):
+        return "num_train, num_test and augment are for data sets of the table; give your own data as they are to be used"
     method, options = method_class(recipe.method), recipe.method_options()
     returns = method.comes_back(options)
     for role, name in recipe.codec.items():
