@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -219,6 +220,9 @@ def main(argv: list[str] | None = None) -> int:
             "report": report,
             "list": list_,
         }
+        if (sys.argv[1:] if argv is None else argv) == ["--version"]:
+            print(f"cutlayer {version('cutlayer')}")
+            return 0
         code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="cutlayer", description=__doc__, args=argv)
         return code
     except BadInput as error:

@@ -1,23 +1,31 @@
 """What a run would cost, before it is run: bytes, memory, parameters, from a few steps on real batches."""
 
+import dataclasses
 import math
 from collections import Counter
-from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .client import program
-from .data.partition import split
+from .client import Client, Record, load_slots, program, slots
+from .cut import Parts
+from .data.partition import Partition, split
+from .data.sources import Source
+from .meter import Direction
 from .outputs import macs
-from .parties import build, fitted, order
+from .parties import Parties, build, fitted, order
 from .recipes.recipe import Recipe
 from .run import data_of, parts_of, task_of
+from .task import Batch, Task
 from .transports import inprocess
+from .wire import Exchange, Packed
+
+Payload = Counter[tuple[Direction, str]]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Estimate:
     """Payload bytes of the whole run by direction and role, peak bytes by side, parameters and multiply-adds by part."""
 
@@ -29,46 +37,84 @@ class Estimate:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Run as many steps of each batch size as the method's periods ask for, and multiply by their number in the run."""
-    import dataclasses
+    """Take as many steps of each batch size as the method's periods ask for and count them as often as the run takes them.
 
+    What crosses between turns is counted by running the whole protocol without any batch.
+    """
     data = data_of(recipe).to(recipe.device)
     clients = split(data.train, recipe)
     parts = parts_of(recipe, data)
-    sizes = Counter(len(batch) for k, share in enumerate(clients.shares) for batch in order(recipe, len(share), k, 0))
-    period = math.lcm(*(value for name, value in recipe.options.items() if name.endswith("_every")), 1)
-    probe = dataclasses.replace(recipe, rounds=1, num_clients=1, warmup_rounds=0, evaluate_every=1)
     task = fitted(task_of(recipe), recipe, parts, data.train)
-    payload: dict[str, dict[str, float]] = {"up": {}, "down": {}}
+    turns = [[len(batch) for batch in order(recipe, len(share), k, 0)] for k, share in enumerate(clients.shares)]
+    period = math.lcm(*(value for name, value in recipe.options.items() if name.endswith("_every")), 1)
+    total: Payload = Counter()
     peak: dict[str, int] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
-        for size, count in sizes.items():
-            share = clients.shares[0][: size * (period + 1)].repeat(math.ceil(size * (period + 1) / len(clients.shares[0])))
-            one = dataclasses.replace(clients, shares=(share[: size * (period + 1)],))
-            parties = build(dataclasses.replace(probe, batch_size=size), parts, one, data.train, task, lambda: None)
-            client = parties.clients[0]
-            its = parties.batches[0]
-            steps = program(client, parties.methods[0], lambda r, s, its=its: islice(its(r, s), period), 0)  # type: ignore[misc]
-            client.sample_step = 0
-            inprocess.run({0: steps}, parties.server, parties.ends, parties.meter)
-            for (direction, role, _), nbytes in parties.meter.payload.items():
-                if role != "evaluation":
-                    payload[direction][role] = payload[direction].get(role, 0) + nbytes * count * recipe.rounds / period
-            peak = {side: max(peak.get(side, 0), parties.meter.peak[side]) for side in ("client", "server")}
-        modules = parties.modules()
-        counts = macs(modules, task.input_shape, parties)
+        for size in {size for sizes in turns for size in sizes}:
+            probe, costs = _steps(recipe, parts, clients, data.train, task, size, max(period, 2))
+            times = Counter(t % period for sizes in turns for t, s in enumerate(sizes * recipe.rounds) if s == size)
+            for t, count in times.items():
+                for key, nbytes in costs[t].items():
+                    total[key] += nbytes * count
+            peak = {side: max(peak.get(side, 0), probe.meter.peak[side]) for side in ("client", "server")}
+        modules = probe.modules()
+        counts = macs(modules, task.input_shape, probe)
+        total += _between(recipe, parts, clients, data.train, task, slots(probe.clients[0]))
     finally:
         torch.set_num_threads(threads)
-    _hand_over(recipe, payload, sum(t.nbytes for t in parties.clients[0].weights().values()))
+    payload: dict[str, dict[str, int]] = {"up": {}, "down": {}}
+    for (direction, role), nbytes in total.items():
+        payload[direction][role] = nbytes
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    exact: dict[str, Any] = {d: {role: round(n) for role, n in roles.items()} for d, roles in payload.items()}
-    return Estimate(exact, peak, parameters, counts, recipe.rounds * sum(sizes.values()))
+    return Estimate(payload, peak, parameters, counts, recipe.rounds * sum(map(len, turns)))
 
 
-def _hand_over(recipe: Recipe, payload: dict[str, dict[str, float]], nbytes: int) -> None:
-    if recipe.num_clients > 1 and recipe.hand_over != "shared":
-        turns = recipe.rounds * recipe.num_clients
-        payload["up"]["weights"] = turns * nbytes
-        payload["down"]["weights"] = (turns - 1) * nbytes
+def _steps(
+    recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, size: int, num_steps: int
+) -> tuple[Parties, list[Payload]]:
+    """Run one client for some steps of one batch size; return the parties and the bytes of each step."""
+    share = torch.tensor(list(islice(cycle(clients.shares[0].tolist()), size * num_steps)))
+    one = dataclasses.replace(clients, shares=(share,))
+    alone = dataclasses.replace(recipe, rounds=1, num_clients=1, warmup_rounds=0, batch_size=size, local_epochs=1)
+    parties = build(alone, parts, one, source, task, lambda: None)
+    client = parties.clients[0]
+    client.sample_step = 1  # its optimizer has state
+    costs: list[Payload] = [Counter() for _ in range(num_steps)]
+
+    def tap(direction: Direction, packed: Packed) -> None:
+        if packed.message.kind not in ("sync", "go"):
+            for role, nbytes in packed.payload().items():
+                costs[client.step][direction, role] += nbytes
+
+    inprocess.run(
+        {0: program(client, parties.methods[0], parties.batches[0])}, parties.server, parties.ends, parties.meter, tap=tap
+    )
+    return parties, costs
+
+
+class Nothing:
+    """A method for turns without batches."""
+
+    def step(self, client: Client, batch: Batch) -> Exchange[Record]:
+        raise AssertionError("there are no batches")
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Any) -> None:
+        pass
+
+
+def _between(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, state: dict[str, Tensor]) -> Payload:
+    """Return the bytes of all hand-overs and evaluations; `state` is what an optimizer holds once it has stepped."""
+    parties = build(recipe, parts, clients, source, task, lambda: None)
+    for client in parties.clients:
+        load_slots(client, state)
+    idle = {client.id: program(client, Nothing(), lambda round, step: iter(())) for client in parties.clients}
+    inprocess.run(idle, parties.server, parties.ends, parties.meter)
+    payload: Payload = Counter()
+    for (direction, role, _), nbytes in parties.meter.payload.items():
+        payload[direction, role] += nbytes  # type: ignore[index]
+    return payload

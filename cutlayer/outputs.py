@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -64,7 +64,7 @@ class Outputs:
                 raise BadInput(f"out = {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
             (out / "recipe.toml").write_text(to_toml(recipe.flat()))
             save_partition(clients, out / "partition.json")
-            if not checkpoint.marks(out / "marks"):
+            if not checkpoint.marks(out / "marks") and not (out / "summary.json").exists():
                 (out / "records.jsonl").write_text("")
 
     def seconds(self) -> float:
@@ -129,6 +129,15 @@ class Outputs:
             shutil.rmtree(self.out / "marks", ignore_errors=True)
         return result
 
+    def finished(self, parties: Parties) -> Result:
+        """Return the result of the run that is already done in this folder, with its weights."""
+        assert self.out is not None
+        modules = parties.modules()
+        for name, module in modules.items():
+            module.load_state_dict(load_file(self.out / "weights" / f"{name}.safetensors"))
+        records = [json.loads(line) for line in (self.out / "records.jsonl").read_text().splitlines()]
+        return Result(json.loads((self.out / "summary.json").read_text()), records, modules, self.out)
+
     def _events(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -155,7 +164,7 @@ class Outputs:
             "metric": metric,
             "accuracy_final": curve[-1] if curve else None,
             "accuracy_last5": sum(curve[-5:]) / len(curve[-5:]) if curve else None,
-            "accuracy_peak": max(curve) if curve else None,
+            "accuracy_peak": (max if task.higher_is_better else min)(curve) if curve else None,
             "rounds": len(self.records),
             "bytes": table,
             "input_bytes": sum(len(share) for share in self.clients.shares) * getattr(source, "sample_bytes", 0),

@@ -110,25 +110,53 @@ def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Ca
 
 
 def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
-    """Return the task with the shapes at the cut filled in, found by running two samples in eval mode."""
-    x = source.batch(torch.arange(min(2, len(source))), None).x
-    bottom = copy.deepcopy(parts.bottom).to(x.device).eval()
-    try:
-        with torch.no_grad():
-            z = Smashed.of(bottom(x)).main
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise BadInput(
-            f"the bottom cannot take inputs of shape {tuple(x.shape[1:])} ({reason}); choose another model or data set"
-        ) from error
+    """Return the task with the shapes at the cut filled in, found by running two samples through all parts in eval mode.
+
+    Raises BadInput if a part cannot take what it is given, if the loss cannot take the output, or if a side has nothing to train.
+    """
+    for name, trained in (("bottom", [parts.bottom, parts.tail]), ("top", [parts.top])):
+        if not any(p.requires_grad for part in trained if part is not None for p in part.parameters()):
+            raise BadInput(f"the {name} has no parameters to train; cut {'later' if name == 'bottom' else 'earlier'}")
+    labels = source.labels
+    last = int(labels.argmax()) if labels.dim() == 1 else len(source) - 1  # the largest class must have an output
+    batch = source.batch(torch.tensor([0, last]), None)
+    bottom, top, tail, _ = (
+        copy.deepcopy(part).to(batch.x.device).eval() if isinstance(part, nn.Module) else None for part in parts
+    )
+    assert bottom is not None
+    assert top is not None
+    shape = tuple(batch.x.shape[1:])
+    with torch.no_grad():
+        with _told(f"the bottom cannot take inputs of shape {shape}", "choose another model or data set"):
+            z = Smashed.of(bottom(batch.x))
+        with _told(f"the top cannot take the bottom's output of shape {tuple(z.main.shape[1:])}", "give parts that compose"):
+            output = top(z.main, **z.others)
+        if tail is not None:
+            with _told(f"the tail cannot take the top's output of shape {tuple(output.shape[1:])}", "give parts that compose"):
+                output = tail(output)
+        given = f"outputs of shape {tuple(output.shape[1:])} for targets such as {batch.y[-1].tolist()!s:.40}"
+        with _told(f"the loss cannot take {given}", "give the network one output per class, or another task"):
+            task.loss(output, batch.y)
     return replace(
         task,
         num_classes=source.num_classes,
-        input_shape=tuple(x.shape[1:]),
-        cut_shape=tuple(z.shape[1:]),
+        input_shape=shape,
+        cut_shape=tuple(z.main.shape[1:]),
         later_stages=parts.later_stages,
         to_unit=source.to_unit,
     )
+
+
+@contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a part that does not fit raises into one line."""
+    try:
+        yield
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"{what} ({reason}); {remedy}") from error
 
 
 @dataclass

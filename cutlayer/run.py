@@ -1,5 +1,6 @@
 """The story of a run: recipe -> data -> parts -> parties -> transport -> result."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,15 @@ def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str 
         if not isinstance(value, kind):
             raise BadInput(f"a {type(value).__name__} was given where {kind.__name__} is wanted: {remedy}")
     dealt = clients.name if clients.name in PARTITIONS else "own"
-    own = {"data": "own", "model": "own", "cut": "own", "partition": dealt, "num_clients": len(clients)}
-    recipe = make(own | ({"tail": "own"} if parts.tail is not None else {}) | fields)
+    own: dict[str, Any] = {
+        "data": f"own:{fingerprint(clients)}",
+        "model": f"own:{fingerprint(parts)}",
+        "cut": "own",
+        "partition": dealt,
+    }
+    own |= {"num_clients": len(clients)} | ({"tail": "own"} if parts.tail is not None else {})
+    own |= {"task": f"own:{fingerprint(task)}"} if task else {}
+    recipe = make(own | fields)
     if recipe.num_clients != len(clients):
         raise BadInput(
             f"num_clients = {recipe.num_clients}, and the partition has {len(clients)} clients; leave num_clients out"
@@ -56,6 +64,27 @@ def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str 
     if recipe.tail is not None and parts.tail is None:
         raise BadInput(f"tail = {recipe.tail!r}, and these parts have none; give cl.cut(model, at, tail)")
     return train(recipe, parts, clients, task or Task(), Path(out) if out else None)
+
+
+def fingerprint(given: Parts | Partition | Task) -> str:
+    """Return 8 hex digits of what was given as objects: modules with names and shapes, shares with their labels, names of functions.
+
+    Initial weights and inputs do not count, so a program that does not seed its network still finds its run again.
+    """
+    digest = hashlib.sha256()
+    if isinstance(given, Parts):
+        for part in (given.bottom, given.top, given.tail):
+            digest.update(repr(part).encode())
+            for name, tensor in part.state_dict().items() if part is not None else ():
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    elif isinstance(given, Task):
+        for function in (given.loss, *given.metrics.values()):
+            digest.update(f"{getattr(function, '__qualname__', type(function).__qualname__)}|".encode())
+    elif given.source is not None:
+        digest.update(repr(given.source.input_shape).encode())
+        for tensor in (given.source.labels, *given.shares):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes() + b"|")
+    return digest.hexdigest()[:8]
 
 
 def train(
@@ -69,7 +98,8 @@ def train(
     progress: Progress | None = None,
     deadline: float | None = None,
 ) -> Result:
-    """Train to the end and return the result; with `out`, everything is written there and a run that stopped goes on.
+    """Train to the end and return the result; with `out`, everything is written there, and what is there is not done again:
+    a run that stopped goes on, and one that is finished is returned.
 
     `deadline` is a time.monotonic() after which the run stops at its next mark and raises Paused.
     """
@@ -83,6 +113,8 @@ def train(
     try:
         parties = build(recipe, parts, clients, source, fitted(task, recipe, parts, source), rounds.tick)
         rounds.follow(parties)
+        if out is not None and (out / "summary.json").exists():
+            return outputs.finished(parties)
         if out is not None and (found := checkpoint.marks(out / "marks")):
             rounds.resume(checkpoint.load(found[-1], recipe.device))
         programs = {
@@ -103,6 +135,7 @@ def train(
 
 def data_of(recipe: Recipe) -> Data:
     """Return the data set that a recipe names."""
+    _not_own("data", recipe.data)
     if recipe.data in DATASETS:
         return load_data(recipe.data, recipe.data_dir, recipe.num_train, recipe.num_test, recipe.augment)
     found = find("data", recipe.data, DATASETS)
@@ -116,6 +149,7 @@ def data_of(recipe: Recipe) -> Data:
 
 def parts_of(recipe: Recipe, data: Data) -> Parts:
     """Return the parts of the network that a recipe names: the uncut model is built once under its seed, then cut."""
+    _not_own("model", recipe.model)
     with seeded(recipe.seed, "model"):
         if recipe.model in models.MODELS:
             made: nn.Module | Parts = models.build_model(recipe.model, data.num_classes, data.train.input_shape)
@@ -126,8 +160,14 @@ def parts_of(recipe: Recipe, data: Data) -> Parts:
     return made if isinstance(made, Parts) else cut(made, recipe.cut, recipe.tail)
 
 
+def _not_own(field: str, name: str) -> None:
+    if name.partition(":")[0] == "own":
+        raise BadInput(f"{field} = {name!r} was given to cl.run as an object; run it from there, or name package.module:object")
+
+
 def task_of(recipe: Recipe) -> Task:
     """Return the task that a recipe names."""
+    _not_own("task", recipe.task)
     found = find("task", recipe.task, {"classification": Task})
     task = found if isinstance(found, Task) else found()
     if not isinstance(task, Task):

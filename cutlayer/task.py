@@ -33,12 +33,14 @@ class Task:
     """A loss (a mean over the batch), metrics over a whole evaluation set, and the shapes at the cut.
 
     `metrics` maps a name to a function of all outputs (n, ...) and all targets (n, ...); the first is the one that reports
-    call accuracy. Shapes are per sample, without the batch axis; `run` fills them in. `later_stages` holds the widths of
-    the model's stages that lie wholly behind the cut. `to_unit` maps a batch of inputs to [0, 1], for reconstruction.
+    call accuracy, and `higher_is_better` says which of its values is the peak. Shapes are per sample, without the batch
+    axis; `run` fills them in. `later_stages` holds the widths of the model's stages that lie wholly behind the cut.
+    `to_unit` maps a batch of inputs to [0, 1], for reconstruction.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     metrics: Mapping[str, Callable[[Tensor, Tensor], float]] = field(default_factory=lambda: {"accuracy": accuracy})
+    higher_is_better: bool = True
     num_classes: int = 10
     input_shape: tuple[int, ...] = ()
     cut_shape: tuple[int, ...] = ()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import small_data, small_model
+from conftest import equal, small_data, small_model
 from torch.utils.data import TensorDataset
 
 import cutlayer as cl
@@ -114,23 +114,36 @@ def test_show_prints_a_recipe_that_reads_back(name, capsys, tmp_path):
     assert load(str(path)).flat() == load(name).flat()
 
 
-def test_dry_run_says_what_the_run_then_counts(tmp_path, capsys):
+PRICED = [
+    {"method": "backprop"},
+    {"method": "backprop", "hand_over": "carry", "codec": {"weights": "float16", "smashed": "float8"}},
+    {"method": "backprop", "hand_over": "carry", "num_clients": 1, "evaluate_every": 3, "rounds": 7},
+    {"method": "backprop", "cut": "block1", "tail": "pool"},
+    {"method": "auxiliary_loss", "lambda_weight": 0.5, "lambda_every": 2, "send_every": 3},
+    {"method": "auxiliary_loss", "hand_over": "shared", "send_every": 4, "local_epochs": 2},
+]
+
+
+@pytest.mark.parametrize("more", PRICED, ids=str)
+def test_dry_run_says_what_the_run_then_counts(more, tmp_path):
     from cutlayer.estimate import estimate
 
-    for method, more in (("backprop", {}), ("auxiliary_loss", {"lambda_weight": 0.5, "lambda_every": 2})):
-        recipe = load(
-            "demo", num_train=96, num_test=32, rounds=2, warmup_rounds=0, batch_size=16, model="resnet8", method=method, **more
-        )
-        cost = estimate(recipe)
-        counted = cl.run_recipe(recipe, tmp_path / method).summary
-        for direction in ("up", "down"):
-            table = counted["bytes"][direction].items()
-            payload = {role: cell["payload"] for role, cell in table if cell["payload"] and role != "evaluation"}
-            assert payload == cost.payload[direction]
-        assert cost.parameters == counted["parameters"]
-        assert cost.macs_per_sample == counted["macs_per_sample"]
+    recipe = load("demo", **{"num_train": 100, "num_test": 32, "rounds": 2, "batch_size": 16, "model": "resnet8", **more})
+    cost = estimate(recipe)
+    counted = cl.run_recipe(recipe, tmp_path / "run").summary
+    for direction in ("up", "down"):
+        table = counted["bytes"][direction].items()
+        assert {role: cell["payload"] for role, cell in table if cell["payload"]} == cost.payload[direction]
+    assert cost.parameters == counted["parameters"]
+    assert cost.macs_per_sample == counted["macs_per_sample"]
+    assert cost.peak_memory_bytes == counted["peak_memory_bytes"]
+
+
+def test_dry_run_prints_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(["run", "demo", *QUICK, "--dry-run"]) == 0
     assert "bytes up, smashed" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 BAD = [
@@ -263,6 +276,53 @@ def test_what_python_gives_must_fit_together(tmp_path):
     # a tail that the parts have is known without being named again
     tailed = cl.run(cl.cut(small_model(), "stem", "hidden"), clients, codec={"features": "float8"}, **how)
     assert "labels" not in tailed.summary["bytes"]["up"]
+
+
+def test_parts_that_do_not_compose_are_told_in_one_line():
+    from torch import nn
+
+    data = small_data()
+    clients = cl.partition.iid(data.train, num_clients=1)
+    good = cl.cut(small_model(), "pool")
+    wide, few = nn.Linear(17, 4), nn.Linear(16, 2)
+    flat = nn.Sequential(nn.Flatten(), nn.ReLU())
+    for parts, why in (
+        (cl.Parts(good.bottom, wide), r"the top cannot take the bottom's output of shape \(16,\)"),
+        (cl.Parts(good.bottom, few), r"the loss cannot take outputs of shape \(2,\) for targets such as 3"),
+        (cl.Parts(good.bottom, good.top, wide), r"the tail cannot take the top's output of shape \(4,\)"),
+        (cl.Parts(flat, nn.Linear(36, 4)), "the bottom has no parameters to train; cut later"),
+        (cl.Parts(good.bottom, nn.Sequential(nn.Identity())), "the top has no parameters to train; cut earlier"),
+    ):
+        with pytest.raises(BadInput, match=why) as error:
+            cl.run(parts, clients, rounds=1, batch_size=4, num_threads=1)
+        assert "\n" not in str(error.value)
+
+
+def test_a_finished_run_is_returned_and_not_done_again(tmp_path):
+    data, parts = small_data(), cl.cut(small_model(), "stage1.block1")
+    clients = cl.partition.iid(data.train, num_clients=2)
+    how = {"rounds": 2, "batch_size": 4, "num_threads": 1, "out": tmp_path}
+    first = cl.run(parts, clients, **how)
+    again = cl.run(parts, clients, **how)
+    assert again.summary == json.loads(json.dumps(first.summary))
+    assert again.records == json.loads(json.dumps(first.records))
+    assert all(equal(first.modules[name], again.modules[name]) for name in first.modules)
+    for other in (
+        lambda: cl.run(cl.cut(small_model(), "stem"), clients, **how),
+        lambda: cl.run(parts, cl.partition.iid(data.train, num_clients=2, seed=1), **how),
+        lambda: cl.run(parts, clients, task=cl.Task(lambda output, y: output.sum()), **how),
+    ):
+        with pytest.raises(BadInput, match="holds another recipe"):
+            other()
+    assert json.loads((tmp_path / "summary.json").read_text()) == again.summary
+
+
+def test_the_peak_of_a_metric_that_should_be_low_is_its_lowest():
+    data, parts = small_data(), cl.cut(small_model(), "stem")
+    clients = cl.partition.iid(data.train, num_clients=1)
+    task = cl.Task(metrics={"error": lambda output, y: float((output.argmax(1) != y).double().mean())}, higher_is_better=False)
+    result = cl.run(parts, clients, task=task, rounds=4, batch_size=4, num_threads=1)
+    assert result.summary["accuracy_peak"] == min(record["error"] for record in result.records)
 
 
 def test_marks_of_other_parts_are_refused(tmp_path):

@@ -79,7 +79,7 @@ REFUSED = [
     ({"codec": {"labels": "float8"}}, "'labels' is no role"),
     ({"codec": {"smashed": "float7"}}, "unknown codec 'float7'"),
     ({"nesterov": True, "momentum": 0.0}, "nesterov needs"),
-    ({"lr_schedule": "cosine", "warmup_rounds": 5, "rounds": 5}, "leaves no round"),
+    ({"warmup_rounds": 6, "rounds": 5}, "never ends in 5 rounds"),
     ({"method": "auxiliary_loss", "auxiliary": "blok"}, "Did you mean 'block'"),
     ({"method": "auxiliary_loss", "lambda_every": 0}, "lambda_every = 0"),
     ({"lr": "fast"}, "lr = 'fast'"),

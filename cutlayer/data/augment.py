@@ -15,9 +15,8 @@ def crop_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
     flips = torch.rand(n, 1, generator=generator) < 0.5
     rows = offsets[0] + torch.arange(height)
     columns = offsets[1] + torch.where(flips, torch.arange(width - 1, -1, -1), torch.arange(width))
-    padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-    samples = torch.arange(n).view(n, 1, 1)
-    index = [part.to(x.device) for part in (samples, rows.unsqueeze(2), columns.unsqueeze(1))]
-    cropped = padded[index[0], index[1], index[2]].permute(0, 3, 1, 2)
+    padded = F.pad(x, (pad, pad, pad, pad))
+    pixels = (rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)).view(n, 1, -1).to(x.device)
+    cropped = padded.flatten(2).gather(2, pixels.expand(-1, x.shape[1], -1)).view(x.shape)
     like = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     return cropped.contiguous(memory_format=like)

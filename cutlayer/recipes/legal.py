@@ -33,7 +33,7 @@ def refusal(recipe: Recipe) -> str | None:
     """Return why a recipe's fields do not go together, or None; asked by the command line, `run` and the contract test."""
     for kind, table in TABLES.items():
         name = str(getattr(recipe, kind))
-        if name != "own":  # what Python was given as an object
+        if name.partition(":")[0] != "own":  # what Python was given as an object
             find(kind, name, table)
     if recipe.data not in DATASETS and (recipe.num_train or recipe.num_test or not recipe.augment):
         return "num_train, num_test and augment are for data sets of the table; give your own data as they are to be used"
@@ -55,8 +55,8 @@ def refusal(recipe: Recipe) -> str | None:
         return f"device = {recipe.device!r} is not there; use cpu, or cuda on a machine where torch finds it"
     if recipe.nesterov and not (recipe.optimizer == "sgd" and recipe.momentum > 0):
         return "nesterov needs optimizer = 'sgd' and momentum > 0"
-    if recipe.warmup_rounds >= recipe.rounds and recipe.lr_schedule == "cosine":
-        return f"warmup_rounds = {recipe.warmup_rounds} leaves no round of {recipe.rounds} for the cosine; lower it"
+    if recipe.warmup_rounds > recipe.rounds:
+        return f"warmup_rounds = {recipe.warmup_rounds} never ends in {recipe.rounds} rounds; lower it"
     head = recipe.options.get("auxiliary")
     if isinstance(head, str):
         find("auxiliary", head, heads.HEADS)

@@ -45,7 +45,7 @@ RECIPES: dict[str, Named] = {
             "batch_size": 64, "lr": 0.1, "lr_schedule": "cosine", "warmup_rounds": 1, "weight_decay": 5e-4, "auxiliary": "block",
             "num_threads": 1, "diagnose_every": 10,
         },
-        "handwritten digits (bundled, no download), ResNet-20, 2 clients, decoupled: a minute on 2 cores",
+        "handwritten digits (bundled, no download), ResNet-20, 2 clients, decoupled: half a minute on 2 cores",
     ),
     "dsl-cifar10": Named(DSL_TEXT | {"data": "cifar10"}, "CIFAR-10 decoupled, as the paper's text has it (arXiv 2601.19261, IV-A)"),
     "dsl-cifar100": Named(DSL_TEXT | {"data": "cifar100"}, "the same on CIFAR-100"),
