@@ -20,7 +20,7 @@ import rows
 from plain_split import Conventional, Decoupled
 
 import cutlayer as cl
-from cutlayer.client import program
+from cutlayer.client import Batches, program
 from cutlayer.parties import build, fitted
 from cutlayer.recipes.recipe import make
 from cutlayer.streams import stream
@@ -91,7 +91,8 @@ def compare(method: str, pairs: int, per_turn: int, batch_size: int, num_threads
                     seconds[who].append(value)
 
     torch.set_num_threads(num_threads)
-    inprocess.run({0: program(client, parties.methods[0], alternate)}, server, parties.ends, parties.meter)
+    many = (pairs + 1) * per_turn
+    inprocess.run({0: program(client, parties.methods[0], Batches(alternate, many, many))}, server, parties.ends, parties.meter)
     for mine, theirs in ((client.modules["bottom"], twin.bottom), (server.top, twin.top)):
         for name, tensor in mine.state_dict().items():
             assert torch.equal(tensor, theirs.state_dict()[name]), f"{method}: {name} differs from the twin's"

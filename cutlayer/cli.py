@@ -14,7 +14,7 @@ from .console import console, follow, progress_bar, show_estimate, show_lists, s
 from .errors import BadInput, RunFailed, unknown
 from .methods import METHODS
 from .recipes import Recipe, fields_of, load
-from .recipes.recipe import help_of, options_of, to_toml
+from .recipes.recipe import help_of, owners, to_toml
 
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -22,8 +22,8 @@ WRONG, FAILED, INTERRUPTED = 2, 1, 130
 def _flags() -> type:
     """Return a dataclass with one optional flag per recipe field and method option; values stay text until the recipe checks them."""
     helps = help_of(Recipe)
-    for method in METHODS:
-        helps |= {name: f"{text} (option of {method})" for name, text in help_of(options_of(method)).items()}
+    for owner, kind in owners().items():
+        helps |= {name: f"{text} (option of {owner})" for name, text in help_of(kind).items()}
     fields = [
         (name, Annotated[str | None, arg(help=text, metavar="VALUE", help_behavior_hint="(else the recipe's)")], None)
         for name, text in helps.items()

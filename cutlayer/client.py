@@ -1,13 +1,14 @@
 """A data owner: its modules, its optimizer, and the only places where something leaves it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .averaging import batch_norm_entries
 from .cut import Smashed
 from .errors import BadInput
 from .meter import Meter, owned_bytes
@@ -20,15 +21,16 @@ Loss = Callable[[nn.Module, Smashed, Batch, Task], Tensor]
 
 @dataclass(frozen=True)
 class Training:
-    """How either side takes a step: autocast, the learning rate by round, clipping of its own gradients' norm."""
+    """How either side takes a step: autocast, learning rate by round, FedProx's pull (Li et al., arXiv 1812.06127), clipping."""
 
-    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     factor: Callable[[int], float] = field(default=lambda round: 1.0)
     clip: float | None = None
+    prox: float = 0.0
     autocast: Callable[[], AbstractContextManager[Any]] = torch.enable_grad
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        optimizer = self.make_optimizer(list(module.parameters()))
+        optimizer = self.make_optimizer([{"params": list(module.parameters())}])
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
         return optimizer
@@ -37,8 +39,11 @@ class Training:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.factor(round)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take one optimizer step and clear the gradients."""
+    def step(self, optimizer: torch.optim.Optimizer, anchor: Sequence[Tensor] = ()) -> None:
+        """Take one optimizer step and clear the gradients; `anchor` is where prox pulls the optimizer's parameters to."""
+        for parameter, home in zip(_parameters(optimizer) if anchor else (), anchor, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - home, alpha=self.prox)
         if self.clip is not None:
             for group in optimizer.param_groups:
                 torch.nn.utils.clip_grad_norm_(group["params"], self.clip)
@@ -46,11 +51,27 @@ class Training:
         optimizer.zero_grad(set_to_none=True)
 
 
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class Batches(NamedTuple):
+    """A client's batches: an iterator by (round, first step), how many a round has, and how many a pass over the data."""
+
+    iterate: Callable[[int, int], Iterator[Batch]]
+    per_round: int
+    per_epoch: int
+
+    def __call__(self, round: int, first: int) -> Iterator[Batch]:
+        return self.iterate(round, first)
+
+
 class Client:
     """One data owner; a method reaches its modules through forward, loss, uplink and update only.
 
     `weight` is its number of samples; `hand_over` says what becomes of its optimizer state when new weights arrive:
-    reset | carry | local, or shared, where all clients are one model and nothing is handed over.
+    reset | carry | local, or shared, where all clients are one model and nothing is handed over. `keeps_norm`: its BatchNorm
+    is its own. `turn` is the number of steps between syncs, 0 for a round.
     """
 
     def __init__(
@@ -65,12 +86,15 @@ class Client:
         hand_over: str = "reset",
         optimizer: torch.optim.Optimizer | None = None,
         sample_step: int = -1,
+        keeps_norm: bool = False,
+        turn: int = 0,
     ) -> None:
         self.id, self.round, self.step, self.version = id, 0, 0, 0
         self.modules, self.travels = nn.ModuleDict(modules), list(modules)
         self.training, self.task, self.weight, self.hand_over = training, task, weight, hand_over
         self.meter = meter or Meter()
-        self.sample_step = sample_step
+        self.sample_step, self.keeps_norm, self.turn = sample_step, keeps_norm, turn
+        self.anchor: list[Tensor] = []
         self.losses: dict[str, Loss] = {}
         self.give_back = 0
         self.totals: dict[str, Tensor] = {}
@@ -142,7 +166,7 @@ class Client:
                     grads.append(cut_grad[role].to(tensor.dtype))
         with self.meter.phase("client_backward", self.id):
             torch.autograd.backward(roots, grads)
-            self.training.step(self.optimizer)
+            self.training.step(self.optimizer, self.anchor)
 
     def owned(self) -> int:
         return owned_bytes([self.modules], self.optimizer)
@@ -170,37 +194,55 @@ class Client:
             self.optimizer.state.clear()
         if arrived and self.hand_over == "carry":
             load_slots(self, {role: t for role, t in go.tensors.items() if role.startswith("optimizer/")})
-        self.version = int(go.numbers["version"])
-        self.give_back = int(go.numbers["return"])
+        version, round = int(go.numbers["version"]), int(go.numbers["round"])
+        if self.training.prox and (version > self.version or not self.anchor):
+            self.anchor = [parameter.detach().clone() for parameter in _parameters(self.optimizer)]
+        if round != self.round:
+            self.round, self.step = round, 0
+        self.version, self.give_back = version, int(go.numbers["return"])
         self.training.set_round(self.optimizer, self.round)
 
-    def sync(self, done: bool) -> Message:
-        """Return the message that ends a turn, or says hello; it brings weights and records if they are wanted."""
+    def sync(self, done: bool, batches: Batches) -> Message:
+        """Return the message that ends a turn, or says hello; it brings weights and records if they are wanted.
+
+        The go said what is wanted: 1 weights, 2 (at the end of a round) what is not among them, for evaluation; 3 both.
+        """
+        left = batches.per_round - self.step
+        numbers: dict[str, float] = {
+            "done": done,
+            "version": self.version,
+            "weight": self.weight,
+            "batches": batches.per_round,
+            "left": left,
+        }
         tensors: dict[str, Tensor] = {}
-        numbers = {"done": float(done), "version": float(self.version), "weight": float(self.weight)}
         if done:
-            role = {0: "", 1: "weights", 2: "evaluation"}[self.give_back]
-            if role:
-                tensors |= {f"{role}/{name}": value for name, value in self.weights().items()}
-            if self.give_back == 1 and self.hand_over == "carry":
+            weights = self.weights()
+            kept = batch_norm_entries(list(weights)) if self.keeps_norm else set()
+            sent = weights.keys() - kept if self.give_back & 1 else set()
+            if self.give_back & 2 and not left:
+                tensors = {f"evaluation/{name}": value for name, value in weights.items() if name not in sent}
+            tensors = {f"weights/{name}": value for name, value in weights.items() if name in sent} | tensors
+            if self.give_back & 1 and self.hand_over == "carry":
                 tensors |= slots(self)
-            numbers |= {f"record/{name}": float(total) / self.counts[name] for name, total in self.totals.items()}
-            self.totals, self.counts = {}, {}
-        return Message("sync", tensors, numbers, self.id, self.round)
+            if not left:
+                numbers |= {f"record/{name}": float(total) / self.counts[name] for name, total in self.totals.items()}
+                self.totals, self.counts = {}, {}
+        return Message("sync", tensors, {name: float(value) for name, value in numbers.items()}, self.id, self.round)
 
     def state(self) -> dict[str, Any]:
         """Return all that must survive between batches."""
         return {
             "round": self.round, "step": self.step, "version": self.version, "give_back": self.give_back,
             "modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "totals": self.totals, "counts": self.counts,
+            "totals": self.totals, "counts": self.counts, "anchor": self.anchor,
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.round, self.step, self.version, self.give_back = (state[k] for k in ("round", "step", "version", "give_back"))
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.totals, self.counts = dict(state["totals"]), dict(state["counts"])
+        self.totals, self.counts, self.anchor = dict(state["totals"]), dict(state["counts"]), list(state["anchor"])
 
 
 def _parameter_names(client: Client) -> dict[int, str]:
@@ -236,15 +278,12 @@ class Method(Protocol):
     def load(self, state: Mapping[str, Any]) -> None: ...
 
 
-Batches = Callable[[int, int], Iterator[Batch]]
-
-
 def program(client: Client, method: Method, batches: Batches, checkpoint_every: int = 0) -> Exchange[None]:
     """Run one client to the end of training: sync, turn, sync, ...; starts at (client.round, client.step).
 
-    `batches(round, step)` yields the batches of a round from a step on. Every `checkpoint_every` steps a mark is asked for.
+    Every `checkpoint_every` steps a mark is asked for.
     """
-    go = yield client.sync(done=False)
+    go = yield client.sync(False, batches)
     while go is not None and not go.numbers["stop"]:
         client.receive(go)
         for batch in batches(client.round, client.step):
@@ -253,5 +292,6 @@ def program(client: Client, method: Method, batches: Batches, checkpoint_every: 
             client.step += 1
             if checkpoint_every and client.step % checkpoint_every == 0:
                 yield Message("mark", {}, {}, client.id, client.step)
-        client.round, client.step = client.round + 1, 0
-        go = yield client.sync(done=True)
+            if client.turn and client.step % client.turn == 0:
+                break
+        go = yield client.sync(True, batches)

@@ -59,18 +59,35 @@ class Parts(NamedTuple):
         return output if self.tail is None else self.tail(output)
 
 
+class Whole(nn.Module):
+    """Parts put together again as one module, for baselines without a cut."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.bottom, self.top, self.tail = parts.bottom, parts.top, parts.tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Parts(self.bottom, self.top, self.tail).recompose(x)
+
+
+def uncut(model: nn.Module) -> Parts:
+    """Return a model as parts of which the bottom is all of it."""
+    return Parts(model, nn.Identity())
+
+
 def cut(model: nn.Module, at: str, tail: str | None = None) -> Parts:
     """Cut a model after the block `at` (and again after `tail`); the parts share the model's own modules.
 
     A sequence of named blocks (nn.Sequential, nested) is cut in block order, every other model through torch.fx. `at` is a
-    block's path ("stage1.block2"), an alias ("block12", counted through the stages; "shallow"), or a module that was traced.
+    block's path ("stage1.block2"), an alias ("block12", counted through the stages; "shallow"), or a module that was traced;
+    the tail may be "last", which is the last block of a sequence.
     Raises BadInput for an unknown name, nothing left on one side, or parameters used on both sides.
     """
     sequence = is_sequence(model)
     bottom, top = (divide_sequence if sequence else divide_traced)(model, _resolve(model, at))
     end: nn.Module | None = None
     if tail is not None:
-        path = _resolve(model, tail)
+        path = _last(top) if tail == "last" and sequence else _resolve(model, tail)
         top, end = divide_sequence(top, path, "tail") if sequence else divide_traced(top, path, single=True)
     _refuse_shared({"bottom": bottom, "top": top} | ({"tail": end} if end is not None else {}))
     return Parts(bottom, top, end, later_stages(model, _resolve(model, at)))
@@ -98,6 +115,15 @@ def aliases(model: nn.Module) -> dict[str, str]:
 
 def _resolve(model: nn.Module, at: str) -> str:
     return aliases(model).get(at, at)
+
+
+def _last(top: nn.Module) -> str:
+    """Return the path after which only the last block of a sequence is left."""
+    paths = list(blocks(top))
+    inner = [path for path in paths if not any(other.startswith(path + ".") for other in paths)]
+    if len(inner) < 2:
+        raise BadInput("tail = 'last' leaves nothing for the server; cut earlier")
+    return inner[-2]
 
 
 def divide_sequence(model: nn.Module, at: str, what: str = "cut") -> tuple[nn.Sequential, nn.Sequential]:

@@ -46,7 +46,7 @@ def look(method: Method, client: Client, server: Server, batch: Batch) -> Record
     The effective rank is exp of the entropy of the normalised singular values of z as (N, features) (Roy & Vetterli 2007). All of it
     is computed on copies, so neither statistics of BatchNorm nor gradients of the run move.
     """
-    twin, top = copy.copy(client), copy.deepcopy(server.top)
+    twin, top = copy.copy(client), copy.deepcopy(server.top_of(client.id))
     twin.modules = copy.deepcopy(client.modules)
     twin.meter = type(client.meter)()
     with torch.no_grad(), client.training.autocast():

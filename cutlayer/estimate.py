@@ -3,20 +3,20 @@
 import dataclasses
 import math
 from collections import Counter
-from itertools import cycle, islice
+from itertools import cycle, islice, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .client import Client, Record, load_slots, program, slots
+from .client import Batches, Client, Record, load_slots, program, slots
 from .cut import Parts
 from .data.partition import Partition, split
 from .data.sources import Source
 from .meter import Direction
 from .outputs import macs
 from .parties import Parties, build, fitted, order
-from .recipes.recipe import Recipe
+from .recipes.recipe import Recipe, names_of
 from .run import data_of, parts_of, task_of
 from .task import Batch, Task
 from .transports import inprocess
@@ -39,7 +39,7 @@ class Estimate:
 def estimate(recipe: Recipe) -> Estimate:
     """Take as many steps of each batch size as the method's periods ask for and count them as often as the run takes them.
 
-    What crosses between turns is counted by running the whole protocol without any batch.
+    What crosses between turns is counted by running the whole protocol with batches that are nothing.
     """
     data = data_of(recipe).to(recipe.device)
     clients = split(data.train, recipe)
@@ -60,7 +60,7 @@ def estimate(recipe: Recipe) -> Estimate:
                     total[key] += nbytes * count
             peak = {side: max(peak.get(side, 0), probe.meter.peak[side]) for side in ("client", "server")}
         modules = probe.modules()
-        counts = macs(modules, task.input_shape, probe)
+        counts = macs(modules, task.input_shape)
         total += _between(recipe, parts, clients, data.train, task, slots(probe.clients[0]))
     finally:
         torch.set_num_threads(threads)
@@ -77,7 +77,10 @@ def _steps(
     """Run one client for some steps of one batch size; return the parties and the bytes of each step."""
     share = torch.tensor(list(islice(cycle(clients.shares[0].tolist()), size * num_steps)))
     one = dataclasses.replace(clients, shares=(share,))
-    alone = dataclasses.replace(recipe, rounds=1, num_clients=1, warmup_rounds=0, batch_size=size, local_epochs=1)
+    options = {k: v for k, v in recipe.options.items() if k not in names_of(type(recipe.schedule_options()))}
+    alone = dataclasses.replace(
+        recipe, rounds=1, num_clients=1, warmup_rounds=0, batch_size=size, local_epochs=1, schedule="relay", options=options
+    )
     parties = build(alone, parts, one, source, task, lambda: None)
     client = parties.clients[0]
     client.sample_step = 1  # its optimizer has state
@@ -95,10 +98,11 @@ def _steps(
 
 
 class Nothing:
-    """A method for turns without batches."""
+    """A method that does nothing with its batches."""
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
-        raise AssertionError("there are no batches")
+        yield from ()
+        return {}
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -112,7 +116,11 @@ def _between(recipe: Recipe, parts: Parts, clients: Partition, source: Source, t
     parties = build(recipe, parts, clients, source, task, lambda: None)
     for client in parties.clients:
         load_slots(client, state)
-    idle = {client.id: program(client, Nothing(), lambda round, step: iter(())) for client in parties.clients}
+    none = Batch(torch.empty(0), torch.empty(0))
+    idle = {}
+    for client, its in zip(parties.clients, parties.batches, strict=True):
+        nothing = Batches(lambda round, first, num=its.per_round: repeat(none, num - first), its.per_round, its.per_epoch)  # type: ignore[misc]
+        idle[client.id] = program(client, Nothing(), nothing)
     inprocess.run(idle, parties.server, parties.ends, parties.meter)
     payload: Payload = Counter()
     for (direction, role, _), nbytes in parties.meter.payload.items():

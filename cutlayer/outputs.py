@@ -37,7 +37,9 @@ class Result:
 
     @property
     def parts(self) -> Parts:
-        """The trained bottom, top and tail."""
+        """The trained bottom, top and tail; raises BadInput where every client has its own (`modules` has them all)."""
+        if "bottom" not in self.modules:
+            raise BadInput("every client of this run has a bottom of its own; take result.modules['bottom-0'], ...")
         return Parts(self.modules["bottom"], self.modules["top"], self.modules.get("tail"))
 
     def report(self, path: str | Path) -> Path:
@@ -115,7 +117,7 @@ class Outputs:
     def finish(self, parties: Parties) -> Result:
         """Write the summary, the weights, the report and the events, and return the result."""
         modules = parties.modules()
-        result = Result(self.summary(parties, modules), self.records, modules, self.out)
+        result = Result(self.summary(parties), self.records, modules, self.out)
         if self.out is not None:
             (self.out / "weights").mkdir(exist_ok=True)
             for name, module in modules.items():
@@ -149,7 +151,7 @@ class Outputs:
                     writer.add_scalar(name, value, record["round"] + 1)
         writer.close()
 
-    def summary(self, parties: Parties, modules: dict[str, nn.Module]) -> dict[str, Any]:
+    def summary(self, parties: Parties) -> dict[str, Any]:
         """Return everything of summary.json."""
         meter, task = parties.meter, parties.clients[0].task
         metric = next(iter(task.metrics))
@@ -160,6 +162,7 @@ class Outputs:
         table["peer_hand_over"] = weights_down
         source = self.clients.source
         assert source is not None
+        one = parties.models()[0]
         return {
             "metric": metric,
             "accuracy_final": curve[-1] if curve else None,
@@ -173,8 +176,8 @@ class Outputs:
             "peak_memory_bytes": {side: meter.peak.get(side, 0) for side in ("client", "server")},
             "bytes_left_after_step": {side: meter.left.get(side, 0) for side in ("client", "server")},
             "held_byte_seconds": {side: meter.held_byte_seconds(side) for side in ("client", "server")},
-            "macs_per_sample": macs(modules, task.input_shape, parties),
-            "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
+            "macs_per_sample": macs(one, task.input_shape),
+            "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in one.items()},
             "num_clients": len(self.clients),
             "samples": [len(share) for share in self.clients.shares],
             "class_counts": [[int(n) for n in row] for row in self.clients.counts],
@@ -199,7 +202,7 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
         raise BadInput(f"{folder} holds another recipe; choose another --out, or delete it")
 
 
-def macs(modules: dict[str, nn.Module], input_shape: tuple[int, ...], parties: Parties) -> dict[str, int]:
+def macs(modules: dict[str, nn.Module], input_shape: tuple[int, ...]) -> dict[str, int]:
     """Return the multiply-adds of one sample's forward pass through each part (matrix products and convolutions)."""
     device = next(modules["bottom"].parameters()).device
     was = {name: module.training for name, module in modules.items()}

@@ -18,9 +18,9 @@ from .data.partition import Partition
 from .data.sources import Source
 from .errors import BadInput
 from .meter import Meter
-from .named import find
-from .recipes.recipe import Recipe, method_class
-from .schedules import SCHEDULES
+from .recipes.recipe import Recipe, method_class, schedule_class
+from .schedules import Plan
+from .schedules.parallel import period
 from .server import Server
 from .streams import stream
 from .task import Batch, Task
@@ -54,17 +54,17 @@ def lr_factor(recipe: Recipe) -> Callable[[int], float]:
 def training(recipe: Recipe) -> Training:
     """Return how either side takes a step under a recipe."""
 
-    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if recipe.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+            return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
         return torch.optim.SGD(
-            parameters, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+            groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
         )
 
     device = torch.device(recipe.device).type
     bf16 = recipe.precision == "bfloat16"
     autocast = partial(torch.autocast, device, dtype=torch.bfloat16) if bf16 else nullcontext
-    return Training(make, lr_factor(recipe), recipe.clip, autocast)
+    return Training(make, lr_factor(recipe), recipe.clip, recipe.fedprox, autocast)
 
 
 def placement(recipe: Recipe) -> Callable[[Tensor], Tensor]:
@@ -97,16 +97,17 @@ def order(recipe: Recipe, n: int, client: int, round: int) -> list[Tensor]:
 
 
 def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Callable[[], None] = lambda: None) -> Batches:
-    """Return a client's batches by (round, first step); order and augmentation are streams of the recipe's seed."""
+    """Return a client's batches; order and augmentation are streams of the recipe's seed."""
     place = placement(recipe)
 
     def iterate(round: int, first: int) -> Iterator[Batch]:
         for step, positions in enumerate(order(recipe, len(share), client, round)[first:], first):
             batch = source.batch(share[positions], stream(recipe.seed, "augment", client, round, step))
-            yield batch._replace(x=place(batch.x))
             tick()
+            yield batch._replace(x=place(batch.x))
 
-    return iterate
+    num = len(order(recipe, len(share), client, 0))
+    return Batches(iterate, num, num // recipe.local_epochs)
 
 
 def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
@@ -115,7 +116,7 @@ def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
     Raises BadInput if a part cannot take what it is given, if the loss cannot take the output, or if a side has nothing to train.
     """
     for name, trained in (("bottom", [parts.bottom, parts.tail]), ("top", [parts.top])):
-        if not any(p.requires_grad for part in trained if part is not None for p in part.parameters()):
+        if recipe.cut != "none" and not any(p.requires_grad for part in trained if part is not None for p in part.parameters()):
             raise BadInput(f"the {name} has no parameters to train; cut {'later' if name == 'bottom' else 'earlier'}")
     labels = source.labels
     last = int(labels.argmax()) if labels.dim() == 1 else len(source) - 1  # the largest class must have an output
@@ -170,16 +171,30 @@ class Parties:
     ends: Ends
     meter: Meter
 
-    def modules(self) -> dict[str, nn.Module]:
-        """Return the modules that a prediction needs, as the server can rebuild them from what it received."""
-        first = self.clients[0]
-        rebuilt = {name: module for name, module in first.modules.items() if name in first.travels}
-        if self.server.weights:
-            rebuilt = {name: copy.deepcopy(module) for name, module in rebuilt.items()}
-            for name, module in rebuilt.items():
-                mine = {k.partition(".")[2]: t for k, t in self.server.weights.items() if k.partition(".")[0] == name}
+    def models(self) -> list[dict[str, nn.Module]]:
+        """Return the modules that a prediction needs, as the server can rebuild them; one set, or one for each client."""
+        return [self._rebuilt(*model) for model in self.server.models()]
+
+    def _rebuilt(self, k: int, weights: dict[str, Tensor], top: nn.Module) -> dict[str, nn.Module]:
+        client = self.clients[k]
+        modules = {name: module for name, module in client.modules.items() if name in client.travels}
+        if weights:
+            modules = {name: copy.deepcopy(module) for name, module in modules.items()}
+            for name, module in modules.items():
+                mine = {key.partition(".")[2]: t for key, t in weights.items() if key.partition(".")[0] == name}
                 module.load_state_dict(mine)
-        return {**rebuilt, "top": self.server.top}
+        return {**modules, "top": top}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the trained modules by name, as bottom-<k> where clients differ and top-<k> where their copies do."""
+        models = self.models()
+        if len(models) == 1:
+            return models[0]
+        clients = [k for k, _, _ in self.server.models()]
+        named = {f"{name}-{k}": module for k, model in zip(clients, models, strict=True) for name, module in model.items()}
+        if not self.server.copies:
+            named = {name: module for name, module in named.items() if not name.startswith("top-")} | {"top": self.server.top}
+        return named
 
     def state(self) -> dict[str, Any]:
         both = zip(self.clients, self.methods, strict=True)
@@ -207,12 +222,14 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
     parts = copy.deepcopy(parts)
     meter = Meter(recipe.device)
     how = training(recipe)
-    kind, options = method_class(recipe.method), recipe.method_options()
+    kind, options, how_often = method_class(recipe.method), recipe.method_options(), recipe.schedule_options()
+    shared = getattr(how_often, "hand_over", "local") == "shared"
+    its_batches = [batches(recipe, source, share, k, tick) for k, share in enumerate(clients.shares)]
     built: list[Client] = []
     methods: list[Method] = []
     for k, share in enumerate(clients.shares):
         own = {"bottom": parts.bottom} | ({"tail": parts.tail} if parts.tail is not None else {})
-        if built and recipe.hand_over == "shared":
+        if built and shared:
             own = dict(built[0].modules.items())
         elif built:
             own = copy.deepcopy(own)
@@ -221,21 +238,27 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
         with seeded(recipe.seed, "auxiliary"):
             client = Client(
                 k, {n: place_module(recipe, m) for n, m in own.items()}, how, task, meter=meter, weight=len(share),
-                hand_over=recipe.hand_over, sample_step=sample,
-                optimizer=built[0].optimizer if built and recipe.hand_over == "shared" else None,
+                hand_over=getattr(how_often, "hand_over", "local"), sample_step=sample,
+                keeps_norm=getattr(how_often, "batch_norm", "") == "local", turn=turn_of(how_often, its_batches[k]),
+                optimizer=built[0].optimizer if built and shared else None,
             )  # fmt: skip
             methods.append(kind(options, client))
         for module in client.modules.values():
             place_module(recipe, module)
         built.append(client)
-    row = find("schedule", recipe.schedule, SCHEDULES)
+    plan = Plan(len(clients), recipe.rounds, recipe.evaluate_every, recipe.seed)
     server = Server(
-        place_module(recipe, parts.top), getattr(row, "build", row)(recipe), how, task, meter=meter,
+        place_module(recipe, parts.top), schedule_class(recipe.schedule)(how_often, plan), how, task, meter=meter,
         copy_input=starts_in_place(parts.top),
     )  # fmt: skip
     ends = [(codecs.build(recipe.codec), codecs.build(recipe.codec)) for _ in built]
-    its_batches = [batches(recipe, source, share, k, tick) for k, share in enumerate(clients.shares)]
     return Parties(built, methods, its_batches, server, ends, meter)
+
+
+def turn_of(options: Any, batches: Batches) -> int:
+    """Return after how many steps a client has to sync; 0: after a round."""
+    number, unit = period(getattr(options, "sync_every", "never"))
+    return number * {"batch": 1, "epoch": batches.per_epoch, "round": 0}[unit]
 
 
 def num_steps(recipe: Recipe, clients: Sequence[Tensor]) -> int:

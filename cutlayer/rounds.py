@@ -51,9 +51,14 @@ class Rounds:
                 raise RunFailed(
                     f"{name} is {value} in round {round}; lower lr (now {self.recipe.lr}) or set clip; earlier rounds are kept"
                 )
-        if server.schedule.evaluated(round) and self.source.held_out is not None:
+        if server.schedule.plan.evaluated(round) and self.source.held_out is not None:
             task, autocast = self.parties.clients[0].task, server.training.autocast
-            record |= recomposed(self.parties.modules(), self.source.held_out, task, autocast, placement(self.recipe))
+            found = [recomposed(m, self.source.held_out, task, autocast, placement(self.recipe)) for m in self.parties.models()]
+            record |= {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+            if len(found) > 1:
+                record |= {
+                    f"{name}_{end.__name__}": end(each[name] for each in found) for name in found[0] for end in (min, max)
+                }
         self.outputs.round(record, self.parties.meter)
         self.progress(self.done, self.steps, record)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from . import checkpoint, models
 from .client import program
-from .cut import Parts, cut
+from .cut import Parts, Whole, cut, uncut
 from .data import DATASETS, load as load_data
 from .data.partition import PARTITIONS, Partition, split
 from .data.sources import Data
@@ -18,7 +18,7 @@ from .errors import BadInput, RunFailed
 from .named import find
 from .outputs import Outputs, Result
 from .parties import build, fitted, num_steps, seeded
-from .recipes.recipe import Recipe, make
+from .recipes.recipe import Recipe, make, with_scheme
 from .rounds import Paused, Progress, Rounds
 from .task import Task
 from .transports import inprocess
@@ -51,10 +51,10 @@ def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str 
     own: dict[str, Any] = {
         "data": f"own:{fingerprint(clients)}",
         "model": f"own:{fingerprint(parts)}",
-        "cut": "own",
+        "cut": "none" if with_scheme(fields).get("cut") == "none" else "own",
         "partition": dealt,
     }
-    own |= {"num_clients": len(clients)} | ({"tail": "own"} if parts.tail is not None else {})
+    own |= {"num_clients": len(clients)} | ({"tail": "own"} if parts.tail is not None and own["cut"] == "own" else {})
     own |= {"task": f"own:{fingerprint(task)}"} if task else {}
     recipe = make(own | fields)
     if recipe.num_clients != len(clients):
@@ -63,6 +63,7 @@ def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str 
         )
     if recipe.tail is not None and parts.tail is None:
         raise BadInput(f"tail = {recipe.tail!r}, and these parts have none; give cl.cut(model, at, tail)")
+    parts = uncut(Whole(parts)) if recipe.cut == "none" else parts
     return train(recipe, parts, clients, task or Task(), Path(out) if out else None)
 
 
@@ -157,7 +158,9 @@ def parts_of(recipe: Recipe, data: Data) -> Parts:
             made = find("model", recipe.model, models.MODELS)
             if not isinstance(made, nn.Module | Parts):
                 made = made(num_classes=data.num_classes, input_shape=data.train.input_shape)
-    return made if isinstance(made, Parts) else cut(made, recipe.cut, recipe.tail)
+    if isinstance(made, Parts):
+        return made
+    return uncut(made) if recipe.cut == "none" else cut(made, recipe.cut, recipe.tail)
 
 
 def _not_own(field: str, name: str) -> None:

@@ -1,16 +1,19 @@
 """The server: a function from a message to the replies now due; it never blocks."""
 
-from collections.abc import Callable, Mapping
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from .averaging import average, batch_norm_entries
 from .client import Training
 from .errors import BadInput
 from .meter import Meter, owned_bytes
-from .schedules import Schedule
+from .schedules.base import Schedule
+from .steps import finish_step, train_step
 from .task import Task
 from .wire import Message
 
@@ -18,10 +21,12 @@ Handler = Callable[["Server", list[Message]], list[Message]]
 
 
 class Server:
-    """Owns the top and its optimizer; the schedule says what is computed now and who goes on (docs/architecture.md).
+    """Owns the tops and their optimizers; the schedule says what is computed now and who goes on (docs/architecture.md).
 
-    `weights` are the clients' newest weights by <module>.<parameter>, `version` their number, `holder` who made them.
-    `on_round(server)` runs when a round is over, before anybody goes on; `on_mark(server)` when nothing is under way.
+    `top` is what is evaluated: the one that trains, or the average of `copies`, one per client. `weights` are the clients'
+    newest weights by <module>.<parameter>, `version` their number, `holder` who made them; `own` is what single clients hold
+    of their own, `arrived` what has come for an average that is not made yet. `on_round(server)` runs when a round is
+    over, before anybody goes on; `on_mark(server)` when nothing is under way.
     """
 
     def __init__(
@@ -41,54 +46,129 @@ class Server:
         self.meter = meter or Meter()
         self.handlers: Mapping[str, Handler] = {"smashed": train_step, "feature_grad": finish_step, **handlers}
         self.copy_input, self.on_round, self.on_mark = copy_input, on_round, on_mark
-        self.optimizer = training.optimizer(top)
+        num_copies = schedule.plan.num_clients if schedule.server_copies else 0
+        self.copies = {k: copy.deepcopy(top) for k in range(num_copies)}
+        self.optimizers = {k: training.optimizer(module) for k, module in (self.copies or {-1: top}).items()}
+        self.anchors: dict[int, list[Tensor]] = {}
         self.weights: dict[str, Tensor] = {}
         self.slots: dict[str, Tensor] = {}
+        self.arrived: dict[int, dict[str, Tensor]] = {}
+        self.own: dict[int, dict[str, Tensor]] = {}
+        self.apart = False
         self.version, self.holder = 0, -1
-        self.sampled = (-1, -1)
+        self.sampled: dict[int, int] = {}
         self.records: dict[int, dict[str, float]] = {}
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.waiting: dict[int, Message] = {}
+        self.marking: dict[int, Message] = {}
+        self.running: set[int] = set()
+        self.queue: deque[list[Message]] = deque()
         self.open: dict[int, tuple[dict[str, Tensor], Tensor, ExitStack]] = {}
 
     def handle(self, message: Message) -> list[Message]:
         """Return the replies now due, addressed by their `client`; raises BadInput on a kind nobody handles."""
-        if message.kind == "mark":
-            self.on_mark(self)
-            return [Message("mark", client=message.client, step=message.step)]
         if message.kind == "sync":
-            return self._sync(message)
-        if message.kind not in self.handlers:
+            replies = self._sync(message)
+        elif message.kind == "mark":
+            self.marking[message.client] = message
+            replies = []
+        elif message.kind not in self.handlers:
             raise BadInput(f"a message of kind {message.kind!r} arrived; this server handles {', '.join(self.handlers)}")
-        replies = []
-        for step in self.schedule.due(self, message):
+        elif message.client in self.open:  # the exchange under way goes straight on
+            replies = self.handlers[message.kind](self, [message]) + self.compute([])
+        else:
+            replies = self.compute(self.schedule.due(self, message))
+        return replies + self._mark()
+
+    def compute(self, steps: Iterable[list[Message]]) -> list[Message]:
+        """Take the steps in order and return their replies; a top finishes an open exchange before its next step."""
+        self.queue.extend(steps)
+        replies: list[Message] = []
+        for step in list(self.queue):
+            mine = step[0].client
+            if self.open and (not self.copies or mine in self.open):
+                continue
+            self.queue.remove(step)
             replies += self.handlers[step[0].kind](self, step)
         return replies
 
+    def _mark(self) -> list[Message]:
+        """Answer those who wait for a mark once everybody does who is not between turns, and write it."""
+        if not self.marking or self.running - set(self.marking) or self.queue or self.open:
+            return []
+        self.on_mark(self)
+        answered, self.marking = self.marking, {}
+        return [Message("mark", client=k, step=message.step) for k, message in sorted(answered.items())]
+
     def _sync(self, message: Message) -> list[Message]:
-        if message.numbers["done"]:
-            self.records[message.client] = {
-                name.partition("/")[2]: value for name, value in message.numbers.items() if name.startswith("record/")
-            }
-            arrived = {role.partition("/")[2]: t for role, t in message.tensors.items() if not role.startswith("optimizer/")}
-            if arrived:
-                self.weights, self.holder = arrived, message.client
-                self.slots = {role: t for role, t in message.tensors.items() if role.startswith("optimizer/")}
-        gos = self.schedule.sync(self, message)
-        return gos
+        k = message.client
+        self.waiting[k] = message
+        self.running.discard(k)
+        records = {name.partition("/")[2]: value for name, value in message.numbers.items() if name.startswith("record/")}
+        if records:
+            self.records[k] = records
+        for into, role in ((self.arrived, "weights/"), (self.own, "evaluation/")):
+            found = {name.removeprefix(role): tensor for name, tensor in message.tensors.items() if name.startswith(role)}
+            if found:
+                into[k] = found
+        if k in self.arrived:
+            self.slots = {role: t for role, t in message.tensors.items() if role.startswith("optimizer/")}
+        return self.schedule.sync(self, message)
 
     def end_round(self) -> None:
         """Tell whoever keeps records that a round is over, and begin new sums."""
         self.on_round(self)
         self.records, self.totals, self.counts = {}, {}, {}
 
-    def go(self, client: int, *, version: int, give_back: int, stop: bool, step: int) -> Message:
-        """Return the message that lets a client go on: with weights if its own are older."""
+    def go(self, client: int, *, round: int, give_back: int, stop: bool) -> Message:
+        """Return the message that lets a waiting client go on: with weights if its own are older."""
+        sync = self.waiting.pop(client)
         tensors: dict[str, Tensor] = {}
-        if not stop and version < self.version and self.holder != client:
-            tensors = {f"weights/{name}": t for name, t in self.weights.items()} | self.slots
-        numbers = {"stop": float(stop), "version": float(self.version), "return": float(give_back)}
-        return Message("go", tensors, numbers, client, step)
+        if not stop:
+            self.running.add(client)
+            if sync.numbers["version"] < self.version and self.holder != client:
+                tensors = {f"weights/{name}": t for name, t in self.weights.items()} | self.slots
+        numbers = {"stop": stop, "version": self.version, "round": round, "return": give_back}
+        return Message("go", tensors, {name: float(value) for name, value in numbers.items()}, client, sync.step)
+
+    def average_clients(self, by: Mapping[int, float], batch_norm: str) -> None:
+        """Make the weighted average of what has arrived the clients' newest weights."""
+        states = [self.arrived.pop(k) for k in sorted(by)]
+        self.weights = average(states, [by[k] for k in sorted(by)], pooled=batch_norm == "pooled")
+        self.version, self.holder, self.slots = self.version + 1, -1, {}
+
+    def average_tops(self, by: Mapping[int, float], batch_norm: str, reset: bool) -> None:
+        """Make the weighted average of some clients' copies everybody's; with local BatchNorm each copy keeps its own."""
+        clients = sorted(by)
+        merged = average(
+            [self.copies[k].state_dict() for k in clients], [by[k] for k in clients], pooled=batch_norm == "pooled"
+        )
+        kept = batch_norm_entries(list(merged)) if batch_norm == "local" else set()
+        self.top.load_state_dict(merged)
+        for k, module in self.copies.items():
+            module.load_state_dict({name: t for name, t in merged.items() if name not in kept}, strict=False)
+            if reset:
+                self.optimizers[k].state.clear()
+        self.anchors = {}
+
+    def top_of(self, client: int) -> nn.Module:
+        return self.copies.get(client, self.top)
+
+    def step(self, client: int) -> None:
+        """Take one step of a client's top with the gradients that are there."""
+        optimizer = self.optimizers[client if self.copies else -1]
+        self.training.set_round(optimizer, self.schedule.round)
+        if self.training.prox and client not in self.anchors:
+            self.anchors[client] = [p.detach().clone() for p in self.top_of(client).parameters()]
+        self.training.step(optimizer, self.anchors.get(client, ()))
+
+    def models(self) -> list[tuple[int, dict[str, Tensor], nn.Module]]:
+        """Return the compositions to evaluate: client, its weights (none: as it was built), its top; one where all are alike."""
+        if not self.apart:
+            return [(0, self.weights, self.top)]
+        clients = sorted(self.own) or sorted(self.copies)
+        return [(k, {**self.weights, **self.own.get(k, {})}, self.top_of(k)) for k in clients]
 
     def note(self, name: str, value: Tensor, samples: int) -> None:
         """Add a batch mean to the sums of this round, on the device."""
@@ -101,102 +181,32 @@ class Server:
 
     def samples(self, message: Message) -> bool:
         """Return whether a step is measured: the first of each client in each round."""
-        turn = message.client, self.schedule.round
-        first, self.sampled = turn != self.sampled, turn
+        first = self.sampled.get(message.client) != self.schedule.round
+        self.sampled[message.client] = self.schedule.round
         return first
 
     def owned(self) -> int:
-        return owned_bytes([self.top], self.optimizer)
+        return sum(owned_bytes([self.copies.get(k, self.top)], optimizer) for k, optimizer in self.optimizers.items())
 
     def state(self) -> dict[str, Any]:
         return {
-            "top": self.top.state_dict(), "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state(),
-            "weights": self.weights, "slots": self.slots, "version": self.version, "holder": self.holder,
-            "records": {str(k): v for k, v in self.records.items()}, "totals": self.totals, "counts": self.counts,
+            "top": self.top.state_dict(), "copies": [[k, m.state_dict()] for k, m in self.copies.items()],
+            "optimizers": [[k, o.state_dict()] for k, o in self.optimizers.items()], "schedule": self.schedule.state(),
+            "anchors": list(self.anchors.items()), "weights": self.weights, "slots": self.slots,
+            "arrived": list(self.arrived.items()), "own": list(self.own.items()), "apart": self.apart,
+            "version": self.version, "holder": self.holder, "records": list(self.records.items()),
+            "totals": self.totals, "counts": self.counts,
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.top.load_state_dict(state["top"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for k, copied in state["copies"]:
+            self.copies[k].load_state_dict(copied)
+        for k, optimizer in state["optimizers"]:
+            self.optimizers[k].load_state_dict(optimizer)
         self.schedule.load(state["schedule"])
-        self.weights, self.slots = dict(state["weights"]), dict(state["slots"])
+        self.anchors, self.weights, self.slots = dict(state["anchors"]), dict(state["weights"]), dict(state["slots"])
+        self.arrived, self.own, self.apart = dict(state["arrived"]), dict(state["own"]), state["apart"]
         self.version, self.holder = state["version"], state["holder"]
-        self.records = {int(k): dict(v) for k, v in state["records"].items()}
+        self.records = {k: dict(record) for k, record in state["records"]}
         self.totals, self.counts = dict(state["totals"]), dict(state["counts"])
-
-
-def _merge(messages: list[Message], role: str) -> dict[str, Tensor]:
-    """Return the tensors of a role and its context, by name, rows of all messages one after the other."""
-    merged: dict[str, Tensor] = {}
-    for name in messages[0].tensors:
-        head, _, rest = name.partition("/")
-        if head in (role, "context"):
-            rows = [message.tensors[name] for message in messages]
-            merged[rest or "main"] = rows[0] if len(rows) == 1 else torch.cat(rows)
-    return merged
-
-
-def _forward(server: Server, messages: list[Message], gradient: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the received leaves by name and the top's output."""
-    leaves = _merge(messages, "smashed")
-    for leaf in leaves.values():
-        if gradient and leaf.is_floating_point():
-            leaf.requires_grad_()
-    inputs = {name: leaf.clone() if server.copy_input and gradient else leaf for name, leaf in leaves.items()}
-    with server.training.autocast():
-        output: Tensor = server.top(inputs.pop("main"), **inputs)
-    return leaves, output
-
-
-def train_step(server: Server, messages: list[Message]) -> list[Message]:
-    """One step of the top on the rows of all messages; replies cut_grad to those who wait for it.
-
-    An open message has no labels: its sender gets the features back and sends their gradient (`finish_step`).
-    """
-    first = messages[0]
-    measured = server.meter.step("server", first.client, server.samples(first), server.owned)
-    if first.open:
-        step = ExitStack()  # the step stays open until the second half closes it
-        step.enter_context(measured)
-        with server.meter.phase("server_forward", first.client):
-            leaves, output = _forward(server, messages, gradient=True)
-        server.open[first.client] = leaves, output, step
-        return [Message("features", {"features": output.detach()}, client=first.client, step=first.step)]
-    with measured:
-        gradient = any(message.reply != "none" for message in messages)
-        with server.meter.phase("server_forward", first.client):
-            leaves, output = _forward(server, messages, gradient)
-            y = _merge(messages, "labels")["main"]
-            with server.training.autocast():
-                loss = server.task.loss(output, y)
-        with server.meter.phase("server_backward", first.client):
-            loss.backward()
-            server.training.set_round(server.optimizer, server.schedule.round)
-            server.training.step(server.optimizer)
-        server.note("loss", loss, len(y))
-        del output, loss
-    return _cut_grads(messages, leaves)
-
-
-def finish_step(server: Server, messages: list[Message]) -> list[Message]:
-    """The second half of a U-shaped exchange: backward from the features' gradient, one step, reply cut_grad."""
-    (message,) = messages
-    leaves, output, step = server.open.pop(message.client)
-    with step, server.meter.phase("server_backward", message.client):
-        output.backward(message.tensors["feature_grad"].to(output.dtype))
-        server.training.set_round(server.optimizer, server.schedule.round)
-        server.training.step(server.optimizer)
-    return _cut_grads(messages, leaves)
-
-
-def _cut_grads(messages: list[Message], leaves: Mapping[str, Tensor]) -> list[Message]:
-    replies, start = [], 0
-    grads = {"cut_grad" if name == "main" else f"cut_grad/{name}": leaf.grad for name, leaf in leaves.items()}
-    rows = len(leaves["main"])
-    for message in messages:
-        size = len(message.tensors["smashed"]) if "smashed" in message.tensors else rows
-        if message.reply != "none":
-            mine = {role: grad[start : start + size] for role, grad in grads.items() if grad is not None}
-            replies.append(Message("cut_grad", mine, client=message.client, step=message.step))
-        start += size
-    return replies

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cutlayer.methods import METHODS
 from cutlayer.recipes import RECIPES, Recipe
-from cutlayer.recipes.recipe import help_of, make, options_of, to_toml
+from cutlayer.recipes.recipe import help_of, make, method_class, schedule_class, to_toml
+from cutlayer.schedules import SCHEDULES
 
 HEAD = """# Recipes and their fields
 
@@ -31,15 +32,18 @@ def page() -> str:
     lines.append("\n## Fields\n\n| field | default | meaning |\n|---|---|---|")
     defaults = make({}).flat()
     lines += [_row(name, defaults[name], text) for name, text in help_of(Recipe).items()]
-    for method, row in METHODS.items():
-        lines.append(f"\n## Options of `{method}`\n\n{row.line[0].upper() + row.line[1:]}.\n")
-        options = options_of(method)
-        texts = help_of(options)
-        if texts:
-            lines.append("| option | default | meaning |\n|---|---|---|")
-            lines += [_row(field.name, field.default, texts[field.name]) for field in dataclasses.fields(options)]
-        else:
-            lines.append("It has none.")
+    for kind, table, options_of in (
+        ("method", METHODS, lambda name: method_class(name).Options), ("schedule", SCHEDULES, lambda name: schedule_class(name).Options),
+    ):  # fmt: skip
+        for name, row in table.items():
+            lines.append(f"\n## Options of {kind} `{name}`\n\n{row.line[0].upper() + row.line[1:]}.\n")
+            options = options_of(name)
+            texts = help_of(options)
+            if texts:
+                lines.append("| option | default | meaning |\n|---|---|---|")
+                lines += [_row(field.name, field.default, texts[field.name]) for field in dataclasses.fields(options)]
+            else:
+                lines.append("It has none.")
     return "\n".join(lines) + "\n"
 
 

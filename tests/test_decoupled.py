@@ -10,7 +10,7 @@ from conftest import equal, small_data, small_model
 from torch import nn
 
 import cutlayer as cl
-from cutlayer.client import program
+from cutlayer.client import Batches, program
 from cutlayer.models.heads import HEADS
 from cutlayer.parties import batches, build
 from cutlayer.recipes.recipe import make
@@ -164,7 +164,7 @@ def test_T4_7_law5_one_optimizer_step_per_side_and_batch(method, monkeypatch):
         else (build_backprop(), None)
     )
     calls = {"client": 0, "server": 0}
-    for side, optimizer in (("client", parties.clients[0].optimizer), ("server", parties.server.optimizer)):
+    for side, optimizer in (("client", parties.clients[0].optimizer), ("server", parties.server.optimizers[-1])):
         take = optimizer.step
 
         def counted(*args, side=side, take=take):
@@ -240,10 +240,11 @@ def test_T4_11_a_shared_client_model_gives_the_same_weights_for_any_number_of_cl
         # the same ten batches in the same order, dealt in turns
         deal = (every * 2) if num_clients == 10 else every
         rounds = {1: 2, 5: 2, 10: 1}[num_clients]
-        parties.server.schedule.rounds = rounds
+        parties.server.schedule.plan = parties.server.schedule.plan._replace(rounds=rounds)
         share = len(deal) // num_clients
         for k in range(num_clients):
-            parties.batches[k] = lambda r, s, k=k, share=share, deal=deal: iter(deal[k * share : (k + 1) * share][s:])
+            mine = deal[k * share : (k + 1) * share]
+            parties.batches[k] = Batches(lambda r, s, mine=mine: iter(mine[s:]), share, share)
         ends.append(drive(parties))
     assert all(equal(client_part(ends[0]), client_part(other)) for other in ends[1:])
     assert all(equal(ends[0].server.top, other.server.top) for other in ends[1:])

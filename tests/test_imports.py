@@ -9,8 +9,9 @@ import cutlayer
 
 PACKAGE = Path(cutlayer.__file__).parent
 LEVELS = (
-    {"errors", "streams", "task", "named", "wire", "codecs", "models", "trace", "cut", "data.partition", "data.augment", "data.files"},
-    {"auxiliary", "meter", "client", "schedules", "server", "data", "data.sources", "data.images", "data.tables", "checkpoint"},
+    {"errors", "streams", "task", "named", "averaging", "wire", "codecs", "models", "trace", "cut", "data.partition", "data.augment",
+     "data.files"},
+    {"auxiliary", "meter", "client", "schedules", "server", "steps", "data", "data.sources", "data.images", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
     {"recipes", "parties", "diagnose", "findings", "figures", "report", "outputs", "rounds", "run", "compare", "estimate"},
     {"cli", "console"},

@@ -5,7 +5,7 @@ import sys
 
 import cutlayer as cl
 from cutlayer.recipes import FIELDS
-from cutlayer.recipes.recipe import options_of
+from cutlayer.recipes.recipe import options_of, schedule_class
 
 PUBLIC = {
     "BadInput", "Batch", "Message", "Parts", "Result", "RunFailed", "Smashed", "Task",
@@ -13,13 +13,17 @@ PUBLIC = {
 }  # fmt: skip
 RECIPE_FIELDS = {
     "scheme", "name", "data", "data_dir", "num_train", "num_test", "augment", "model", "cut", "tail", "task", "method", "schedule",
-    "hand_over", "num_clients", "partition", "alpha", "classes_per_client", "rounds", "local_epochs", "batch_size", "drop_last",
-    "optimizer", "lr", "momentum", "nesterov", "weight_decay", "lr_schedule", "warmup_rounds", "clip", "codec", "precision",
+    "num_clients", "partition", "alpha", "classes_per_client", "rounds", "local_epochs", "batch_size", "drop_last",
+    "optimizer", "lr", "momentum", "nesterov", "weight_decay", "lr_schedule", "warmup_rounds", "clip", "fedprox", "codec", "precision",
     "memory_format", "num_threads", "device", "seed", "transport", "evaluate_every", "diagnose_every", "checkpoint_every", "tap",
 }  # fmt: skip
 AUXILIARY_FIELDS = {
     "auxiliary", "auxiliary_depth", "auxiliary_width", "aux_weight", "reconstruction", "reconstruction_weight",
     "lambda_weight", "lambda_every", "lambda_compensate", "send_every",
+}  # fmt: skip
+RELAY_FIELDS = {"hand_over"}
+PARALLEL_FIELDS = {
+    "hand_over", "server_copies", "server_order", "private_clients", "sync_every", "participation", "weighting", "batch_norm",
 }  # fmt: skip
 
 
@@ -29,6 +33,8 @@ def test_public_names_and_recipe_fields_are_frozen():
     assert set(FIELDS) == RECIPE_FIELDS
     assert set(options_of("auxiliary_loss").__dataclass_fields__) == AUXILIARY_FIELDS
     assert not options_of("backprop").__dataclass_fields__
+    assert set(schedule_class("relay").Options.__dataclass_fields__) == RELAY_FIELDS
+    assert set(schedule_class("parallel").Options.__dataclass_fields__) == PARALLEL_FIELDS
 
 
 def test_importing_needs_no_extra_and_asks_no_network():

@@ -48,12 +48,18 @@ def test_a_last_batch_of_one_sample_is_left_out_and_nothing_else():
 
 def test_a_scheme_among_the_changes_replaces_what_it_decides():
     decoupled = load("demo")
-    assert (decoupled.method, decoupled.hand_over) == ("auxiliary_loss", "reset")
+    assert (decoupled.method, decoupled.options["hand_over"]) == ("auxiliary_loss", "reset")
     plain = load("demo", scheme="vanilla")
     assert plain.method == "backprop"
-    assert plain.options == {}
-    assert load("demo", scheme="dsl").hand_over == "shared"
-    assert load("demo", scheme="dsl", hand_over="carry").hand_over == "carry"
+    assert plain.options == {"hand_over": "reset"}
+    assert load("demo", scheme="dsl").options["hand_over"] == "shared"
+    assert load("demo", scheme="dsl", hand_over="carry").options["hand_over"] == "carry"
+    with pytest.raises(BadInput, match="sync_every is an option of schedule parallel"):
+        load("demo", sync_every="2 rounds")
+    # a schedule among the changes takes its own options, also from a scheme that would hand over otherwise
+    parallel = override(load("demo", scheme="dsl").flat(), {"schedule": "parallel"})
+    assert (parallel.method, parallel.options["hand_over"]) == ("auxiliary_loss", "local")
+    assert make({"scheme": "dsl", "schedule": "parallel"}).options["hand_over"] == "local"
     assert override(fields_of("demo"), {"method": "backprop"}).lr == decoupled.lr
     with pytest.raises(BadInput, match="aux_weight is an option of method auxiliary_loss"):
         load("demo", scheme="vanilla", aux_weight=1.0)
@@ -63,7 +69,7 @@ def test_a_scheme_among_the_changes_replaces_what_it_decides():
 def test_a_scheme_is_data(name):
     assert make({"scheme": name}).flat() == {**make({}).flat(), **make({"scheme": name}).flat()}
     for field, value in SCHEMES[name].fields.items():
-        assert getattr(make({"scheme": name}), field) == value
+        assert make({"scheme": name}).flat()[field] == value
 
 
 @pytest.mark.parametrize("name", RECIPES)

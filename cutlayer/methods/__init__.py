@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from . import auxiliary_loss, backprop
+from . import auxiliary_loss, backprop, uncut
 
 
 class Entry(NamedTuple):
@@ -17,4 +17,5 @@ METHODS: dict[str, Entry] = {
     "auxiliary_loss": Entry(
         auxiliary_loss.AuxiliaryLoss, "decoupled: a local loss at the cut, nothing comes back (lambda mixes)"
     ),
+    "uncut": Entry(uncut.Uncut, "no cut: the whole network at every data owner, for the baselines (with cut = none)"),
 }

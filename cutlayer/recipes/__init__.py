@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..methods import METHODS
 from .named import RECIPES, named
-from .recipe import FIELDS, Recipe, make, options_of, read
+from .recipe import FIELDS, Recipe, make, names_of, options_for, owners, read, replaced, with_scheme
 from .schemes import SCHEMES
 
 __all__ = ["FIELDS", "RECIPES", "Recipe", "fields_of", "load", "override"]
@@ -23,14 +22,14 @@ def fields_of(name: str) -> dict[str, Any]:
 def override(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Recipe:
     """Return the recipe of `base` with `changes`; a scheme among the changes replaces all that it decides.
 
-    Options that `base` has for another method than the result's are left out; among the changes they are an error.
+    Options that `base` has for another method or schedule than the result's are left out; among the changes they are an error.
     """
     scheme = SCHEMES.get(str(changes.get("scheme")))
-    merged = {**base, **(scheme.fields if scheme else {}), **changes}
-    method = make({name: merged[name] for name in ("scheme", "method") if name in merged}).method
-    own = set(options_of(method).__dataclass_fields__)  # type: ignore[attr-defined]
-    foreign = {name for other in METHODS for name in options_of(other).__dataclass_fields__} - own  # type: ignore[attr-defined]
-    return make({name: value for name, value in merged.items() if name in changes or name not in foreign})
+    changed = {**(scheme.fields if scheme else {}), **changes}
+    before = with_scheme(base)
+    every = set().union(*map(names_of, owners().values()))
+    lost = changed.keys() | replaced(before, changed) | (every - options_for({**before, **changed}))
+    return make({**{name: value for name, value in base.items() if name not in lost}, **changes})
 
 
 def load(name: str, **overrides: Any) -> Recipe:

@@ -39,6 +39,12 @@ def refusal(recipe: Recipe) -> str | None:
         return "num_train, num_test and augment are for data sets of the table; give your own data as they are to be used"
     method, options = method_class(recipe.method), recipe.method_options()
     returns = method.comes_back(options)
+    if getattr(method, "uncut", False) != (recipe.cut == "none"):
+        return f"method {recipe.method!r} with cut = {recipe.cut!r}: method uncut and cut none go together, and only they"
+    if recipe.cut == "none" and recipe.tail is not None:
+        return f"tail = {recipe.tail!r} with cut = none: nothing is cut; drop the tail"
+    if recipe.cut == "none" and set(recipe.codec) - {"weights"}:
+        return f"codec {', '.join(recipe.codec)}: with cut = none nothing crosses the cut; only weights can be coded"
     for role, name in recipe.codec.items():
         if role not in ROLES:
             return f"codec: {role!r} is no role that can be coded; those are {', '.join(ROLES)}"
@@ -51,6 +57,9 @@ def refusal(recipe: Recipe) -> str | None:
         return "codec: features and feature_grad cross only where there is a tail; set tail or drop this codec"
     if recipe.tail is not None and method.needs_labels:
         return f"method {recipe.method!r} needs labels at the server, and with a tail they stay home; drop one of the two"
+    schedule = recipe.schedule_options()
+    if getattr(schedule, "server_order", "") == "concatenated" and (schedule.server_copies or recipe.tail is not None):
+        return "server_order = 'concatenated' is one server step on all clients' batches; drop server_copies and the tail"
     if not _has(recipe.device):
         return f"device = {recipe.device!r} is not there; use cpu, or cuda on a machine where torch finds it"
     if recipe.nesterov and not (recipe.optimizer == "sgd" and recipe.momentum > 0):

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from ..errors import BadInput, unknown
 from ..methods import METHODS
 from ..named import find
+from ..schedules import SCHEDULES
 
 
 def _pairs(value: Any) -> Any:
@@ -34,7 +35,7 @@ Pairs = Annotated[dict[str, str], pydantic.BeforeValidator(_pairs)]
 
 @pydantic_dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", allow_inf_nan=False))
 class Recipe:
-    """Everything that decides a run but the method's own options, which are kept in `options` and flat in `flat()`."""
+    """Everything that decides a run but the method's and the schedule's own options, which are kept in `options` and flat in `flat()`."""
 
     scheme: Annotated[str, "known name of a whole scheme (cutlayer list schemes); any field overrides it"] = "vanilla"
     name: Annotated[str, "a name for the reader"] = ""
@@ -44,15 +45,15 @@ class Recipe:
     num_test: Annotated[Positive | None, "use only the first n test samples"] = None
     augment: Annotated[bool, "random crops and flips, where the data set has them"] = True
     model: Annotated[str, "network (cutlayer list models), or package.module:object giving a module"] = "resnet20"
-    cut: Annotated[str, "block after which the network is cut: stage1.block2, block2, shallow, middle, deep"] = "shallow"
-    tail: Annotated[str | None, "block after which the clients' tail begins (labels stay home)"] = None
+    cut: Annotated[str, "block after which the network is cut: stage1.block2, block2, shallow, middle, deep; none: uncut"] = (
+        "shallow"
+    )
+    tail: Annotated[str | None, "block after which the clients' tail begins (labels stay home); last: it is the last block"] = (
+        None
+    )
     task: Annotated[str, "classification, or package.module:object giving a cl.Task"] = "classification"
     method: Annotated[str, "where the client's gradient comes from (cutlayer list methods)"] = "backprop"
     schedule: Annotated[str, "who computes when (cutlayer list schedules)"] = "relay"
-    hand_over: Annotated[
-        Literal["reset", "carry", "local", "shared"],
-        "client optimizer state when the model changes hands; shared: one model object, no traffic",
-    ] = "reset"
     num_clients: Annotated[Positive, "data owners"] = 1
     partition: Annotated[str, "how the training data lie with the clients (cutlayer list partitions)"] = "iid"
     alpha: Annotated[Annotated[float, Field(gt=0)], "concentration of the Dirichlet partitions"] = 0.5
@@ -69,6 +70,9 @@ class Recipe:
     lr_schedule: Annotated[Literal["constant", "cosine", "steps"], "by round; steps: x0.2 at 30, 60, 80 %"] = "constant"
     warmup_rounds: Annotated[Annotated[int, Field(ge=0)], "rounds of linear warm-up"] = 0
     clip: Annotated[Annotated[float, Field(gt=0)] | None, "largest norm of each side's own gradients"] = None
+    fedprox: Annotated[
+        Annotated[float, Field(ge=0)], "pull of both sides to the weights they last received (FedProx); 0: none"
+    ] = 0.0
     codec: Annotated[Pairs, "by role, e.g. smashed=float8,cut_grad=float8 (cutlayer list codecs)"] = dataclasses.field(
         default_factory=dict
     )
@@ -82,20 +86,27 @@ class Recipe:
     diagnose_every: Annotated[Annotated[int, Field(ge=0)], "steps between looks at the gradient at the cut; 0: never"] = 0
     checkpoint_every: Annotated[Annotated[int, Field(ge=0)], "steps between marks inside a round; 0: at turns only"] = 0
     tap: Annotated[bool, "write every message as it crosses to OUT/tap"] = False
-    options: Annotated[dict[str, Any], "the method's own options"] = dataclasses.field(default_factory=dict)
+    options: Annotated[dict[str, Any], "of the method and of the schedule"] = dataclasses.field(default_factory=dict)
 
     def method_options(self) -> Any:
         """Return the method's own frozen options."""
-        kind = options_of(self.method)
+        return self._own(options_of(self.method))
+
+    def schedule_options(self) -> Any:
+        """Return the schedule's own frozen options."""
+        return self._own(schedule_class(self.schedule).Options)
+
+    def _own(self, kind: type) -> Any:
+        names = names_of(kind)
         try:
-            return pydantic.TypeAdapter(kind).validate_python(self.options)
+            return pydantic.TypeAdapter(kind).validate_python({k: v for k, v in self.options.items() if k in names})
         except pydantic.ValidationError as error:
             raise _bad_value(error) from None
 
     def flat(self) -> dict[str, Any]:
-        """Return every field and every option of the method, by name."""
+        """Return every field and every option of the method and the schedule, by name."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "options"}
-        return fields | dataclasses.asdict(self.method_options())
+        return fields | dataclasses.asdict(self.method_options()) | dataclasses.asdict(self.schedule_options())
 
     def digest(self) -> str:
         """Return the SHA-256 of the sorted recipe without where it runs and lies."""
@@ -131,36 +142,76 @@ def options_of(method: str) -> type:
     return kind
 
 
+def schedule_class(name: str) -> Any:
+    """Return a schedule's class, from the table or from outside."""
+    found = find("schedule", name, SCHEDULES)
+    return getattr(found, "build", found)
+
+
+def names_of(kind: type) -> set[str]:
+    """Return the names of a dataclass's fields."""
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def owners() -> dict[str, type]:
+    """Return who in the tables has options of its own, with their class: "method auxiliary_loss", ..."""
+    found = {f"method {name}": options_of(name) for name in METHODS}
+    return found | {f"schedule {name}": schedule_class(name).Options for name in SCHEDULES}
+
+
+def with_scheme(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields over those of the scheme they name, without its options for a method or schedule that they replace."""
+    from .schemes import SCHEMES
+
+    name = fields.get("scheme")
+    if name is None:
+        return dict(fields)
+    if name not in SCHEMES:
+        raise unknown("scheme", str(name), SCHEMES)
+    base = SCHEMES[name].fields
+    return {**{k: v for k, v in base.items() if k not in replaced(base, fields)}, **fields}
+
+
+def choice(fields: Mapping[str, Any]) -> dict[str, type]:
+    """Return the options of the method and of the schedule that some fields name, by "method" and "schedule"."""
+    method, schedule = (str(fields.get(kind, getattr(Recipe, kind))) for kind in ("method", "schedule"))
+    return {"method": options_of(method), "schedule": schedule_class(schedule).Options}
+
+
+def options_for(fields: Mapping[str, Any]) -> set[str]:
+    """Return the names of the options that the method and the schedule of some fields have."""
+    return set().union(*map(names_of, choice(fields).values()))
+
+
+def replaced(base: Mapping[str, Any], changes: Mapping[str, Any]) -> set[str]:
+    """Return the names of the options that lose their meaning because `changes` name another method or schedule."""
+    before = choice(base)
+    return set().union(
+        *(names_of(before[kind]) for kind in before if kind in changes and choice(changes)[kind] != before[kind])
+    )
+
+
 def _bad_value(error: pydantic.ValidationError) -> BadInput:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "function-before[_pairs()") or "recipe"
     return BadInput(f"{where} = {first['input']!r}: {first['msg']}")
 
 
-def make(fields: Mapping[str, Any], onto: "Recipe | None" = None) -> Recipe:
-    """Return a recipe from flat fields, over the scheme they name and over another recipe's fields.
+def make(fields: Mapping[str, Any]) -> Recipe:
+    """Return a recipe from flat fields, over the scheme they name.
 
     Raises BadInput naming the field, its value and the nearest valid name.
     """
-    from .schemes import SCHEMES
-
-    base = dict(onto.flat()) if onto else {}
-    changed = dict(fields)
-    scheme = changed.get("scheme")
-    if scheme is not None:
-        if scheme not in SCHEMES:
-            raise unknown("scheme", str(scheme), SCHEMES)
-        changed = {**SCHEMES[scheme].fields, **changed}
-    method = changed.get("method", base.get("method", "backprop"))
-    own = {f.name for f in dataclasses.fields(options_of(method))}
-    if onto is not None and method != onto.method:  # the other method's options have no meaning here
-        base = {k: v for k, v in base.items() if k in FIELDS or k in own}
-    merged = {**base, **changed}
+    merged = with_scheme(fields)
+    own = options_for(merged)
     for name in merged:
         if name not in FIELDS and name not in own:
-            owners = [other for other in METHODS if name in {f.name for f in dataclasses.fields(options_of(other))}]
-            if owners:
-                raise BadInput(f"{name} is an option of method {' and '.join(owners)}; this recipe has method = {method!r}")
+            having = [owner for owner, kind in owners().items() if name in names_of(kind)]
+            if having:
+                mine = (
+                    f"method = {merged.get('method', Recipe.method)!r}, schedule = {merged.get('schedule', Recipe.schedule)!r}"
+                )
+                raise BadInput(f"{name} is an option of {' and '.join(having)}; this recipe has {mine}")
             if name in OTHER_WORDS:
                 raise BadInput(f"unknown recipe field {name!r}. Did you mean {OTHER_WORDS[name]!r}?")
             raise unknown("recipe field", name, [*FIELDS, *own])
@@ -169,7 +220,8 @@ def make(fields: Mapping[str, Any], onto: "Recipe | None" = None) -> Recipe:
         recipe = Recipe(**{k: v for k, v in merged.items() if k in FIELDS}, options=options)
     except pydantic.ValidationError as error:
         raise _bad_value(error) from None
-    recipe = dataclasses.replace(recipe, options=dataclasses.asdict(recipe.method_options()))
+    whole = dataclasses.asdict(recipe.method_options()) | dataclasses.asdict(recipe.schedule_options())
+    recipe = dataclasses.replace(recipe, options=whole)
     from .legal import refusal
 
     if (why := refusal(recipe)) is not None:

@@ -1,0 +1,46 @@
+"""Averages of models, as federated learning makes them."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import BadInput
+
+State = Mapping[str, Tensor]
+
+
+def average(states: Sequence[State], weights: Sequence[float], *, pooled: bool = False) -> dict[str, Tensor]:
+    """Return sum(w_k state_k) / sum(w_k) entry by entry, floats in double precision, of integers the largest.
+
+    `pooled`: the variances of BatchNorm are those of the union, v = sum(w (v_k + m_k^2)) - m^2, where plain averaging (McMahan
+    et al., arXiv 1602.05629) leaves out the variance between the means. Raises BadInput if the weights do not sum above 0.
+    """
+    total = float(sum(weights))
+    if not total > 0:
+        raise BadInput(f"weights {list(weights)} of an average sum to {total}; every client must have samples")
+    shares = [weight / total for weight in weights]
+    merged = {name: _mix([state[name] for state in states], shares) for name in states[0]}
+    if pooled:
+        for name in [name for name in merged if name.endswith("running_var")]:
+            mean = name.removesuffix("var") + "mean"
+            seconds = [state[name].double() + state[mean].double().square() for state in states]
+            centre = sum(share * state[mean].double() for share, state in zip(shares, states, strict=True))
+            merged[name] = (_mix(seconds, shares) - torch.as_tensor(centre).square()).to(merged[name].dtype)
+    return merged
+
+
+def _mix(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    first = tensors[0]
+    if not first.is_floating_point():
+        return torch.stack(list(tensors)).amax(0)
+    total = torch.zeros_like(first, dtype=torch.float64)
+    for tensor, share in zip(tensors, shares, strict=True):
+        total.add_(tensor, alpha=share)
+    return total.to(first.dtype)
+
+
+def batch_norm_entries(names: Sequence[str]) -> set[str]:
+    """Return the names that belong to normalisations with running statistics, their weights and biases included."""
+    prefixes = tuple(name.removesuffix("running_mean") for name in names if name.endswith("running_mean"))
+    return {name for name in names if name.rpartition(".")[0] + "." in prefixes}

@@ -1,0 +1,49 @@
+"""No cut at all: the whole network at each data owner, as the baselines have it; only weights travel, if anything does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..client import Client, Record
+from ..cut import Smashed
+from ..task import Batch, Task
+from ..wire import Exchange
+
+
+@dataclass(frozen=True)
+class UncutOptions:
+    """Nothing to choose."""
+
+
+class Uncut:
+    """Forward, loss, update, all at home: centralised with one client, FedAvg with averages (arXiv 1602.05629)."""
+
+    Options: ClassVar[type] = UncutOptions
+    needs_labels: ClassVar[bool] = False
+    uncut: ClassVar[bool] = True
+
+    def __init__(self, options: UncutOptions, client: Client) -> None:
+        client.add("output", nn.Identity(), output_loss, travels=False)
+
+    @staticmethod
+    def comes_back(options: UncutOptions) -> bool:
+        return False
+
+    def step(self, client: Client, batch: Batch) -> Exchange[Record]:
+        yield from ()
+        loss = client.loss("output", client.forward(batch), batch)
+        client.update(loss)
+        return {"loss": loss.detach()}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+def output_loss(output: nn.Module, z: Smashed, batch: Batch, task: Task) -> Tensor:
+    """Return the task's loss of what the whole network gives."""
+    return task.loss(output(z.main), batch.y)

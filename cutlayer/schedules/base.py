@@ -1,0 +1,39 @@
+"""What a schedule is asked, and what it knows of a run."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from ..wire import Message
+
+if TYPE_CHECKING:
+    from ..server import Server
+
+
+class Plan(NamedTuple):
+    """What every schedule knows of a run: how many clients and rounds, when is evaluated, and the seed of its draws."""
+
+    num_clients: int
+    rounds: int
+    evaluate_every: int = 1
+    seed: int = 0
+
+    def evaluated(self, round: int) -> bool:
+        """Return whether a round ends with an evaluation: every `evaluate_every`-th and the last five."""
+        return (round + 1) % self.evaluate_every == 0 or round >= self.rounds - 5
+
+
+class Schedule(Protocol):
+    """`due`: the training messages to compute now, in order, an inner list being one step; `sync`: the replies now due.
+
+    `Options` is a frozen dataclass whose fields are recipe fields; `server_copies` says whether every client has a top of its own.
+    """
+
+    Options: ClassVar[type]
+    plan: Plan
+    round: int
+    server_copies: bool
+
+    def due(self, server: "Server", message: Message) -> list[list[Message]]: ...
+    def sync(self, server: "Server", message: Message) -> list[Message]: ...
+    def state(self) -> dict[str, Any]: ...
+    def load(self, state: Mapping[str, Any]) -> None: ...

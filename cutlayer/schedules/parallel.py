@@ -1,0 +1,170 @@
+"""SplitFed and its relatives: all clients at once, each with its own bottom, averaged at every sync."""
+
+import math
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from ..streams import stream
+from ..wire import Message
+from .base import Plan
+
+if TYPE_CHECKING:
+    from ..server import Server
+
+PERIOD = r"^(never|[1-9]\d* ?(batch(es)?|epochs?|rounds?))$"
+
+
+@dataclass(frozen=True)
+class AveragingOptions:
+    """How the models of many clients become one."""
+
+    weighting: Annotated[
+        Literal["samples", "uniform", "batches"], "a client's weight in an average: its samples, its batches, or all alike"
+    ] = "samples"
+    batch_norm: Annotated[
+        Literal["averaged", "pooled", "local"],
+        "BatchNorm in an average: like weights; with the variance of the union; or each client keeps its own (FedBN)",
+    ] = "averaged"
+
+
+@dataclass(frozen=True)
+class ParallelOptions(AveragingOptions):
+    """Whose weights are averaged when, and in which order a shared server computes."""
+
+    hand_over: Annotated[Literal["local", "reset"], "optimizer state when averaged weights arrive: kept, or cleared"] = "local"
+    server_copies: Annotated[
+        bool, "a copy of the top for each client, averaged like the clients (SplitFed V1); else one (V2)"
+    ] = False
+    server_order: Annotated[
+        Literal["client_major", "batch_major", "concatenated", "arrival"],
+        "one shared top: client after client; batch after batch in random order; all clients' batches in one step; as they come",
+    ] = "client_major"
+    private_clients: Annotated[bool, "client models are never averaged (SplitFed V3 with server_copies)"] = False
+    sync_every: Annotated[
+        Annotated[str, Field(pattern=PERIOD)], "when models are averaged: 5 batches, 1 epoch, 2 rounds, never"
+    ] = "1 round"
+    participation: Annotated[Annotated[float, Field(gt=0, le=1)], "share of the clients drawn in each round"] = 1.0
+
+
+def period(sync_every: str) -> tuple[int, str]:
+    """Return number and unit (batch, epoch, round) of a period; never is 0 rounds."""
+    if sync_every == "never":
+        return 0, "round"
+    found = re.fullmatch(r"(\d+) ?(batch|epoch|round)(?:es|s)?", sync_every)
+    assert found is not None
+    return int(found[1]), found[2]
+
+
+class Parallel:
+    """SplitFed (Thapa et al., arXiv 2004.12088): V1 with server copies, V2 with one server, V3 with private clients.
+
+    Clients are weighted by their samples, where the authors' code gives all the same weight; their optimizers stay as they
+    are unless `hand_over` is reset, where that code makes new ones for every turn and, at the server, for every batch.
+    With client_major a client goes on only when the one before it has finished, in an order drawn for every round.
+    Who has no batches left in a round takes no part in its further averages.
+    """
+
+    Options: ClassVar[type] = ParallelOptions
+
+    def __init__(self, options: ParallelOptions, plan: Plan) -> None:
+        self.options, self.plan, self.server_copies = options, plan, options.server_copies
+        self.every, self.unit = period(options.sync_every)
+        self.round = 0
+        self.finished: set[int] = set()  # of this round
+        self.done: dict[int, float] = {}  # clients of this segment that have synced, with their weights
+        self.held: dict[int, deque[Message]] = {k: deque() for k in range(plan.num_clients)}
+        self.index = 0  # of the batch that batch_major draws an order for
+        self.order = self._draw()
+
+    def _draw(self) -> list[int]:
+        """Return the round's clients, in the order of their turns."""
+        n = self.plan.num_clients
+        order = torch.randperm(n, generator=stream(self.plan.seed, "clients", round=self.round)).tolist()
+        return [int(k) for k in order[: math.ceil(self.options.participation * n - 1e-9)]]
+
+    def _running(self) -> list[int]:
+        """Return who has still something to do in this segment, in order."""
+        return [k for k in self.order if k not in self.finished and k not in self.done]
+
+    def due(self, server: "Server", message: Message | None) -> list[list[Message]]:
+        if message is not None:
+            if self.server_copies or self.options.server_order in ("client_major", "arrival"):
+                return [[message]]
+            self.held[message.client].append(message)
+        steps: list[list[Message]] = []
+        while all(self.held[k] for k in self._running()) and any(self.held.values()):
+            generator = stream(self.plan.seed, "batches", round=self.round, step=self.index)
+            self.index += 1
+            order = torch.randperm(self.plan.num_clients, generator=generator).tolist()
+            concatenated = self.options.server_order == "concatenated"
+            batch = [self.held[k].popleft() for k in (sorted(order) if concatenated else order) if self.held[k]]
+            steps += [batch] if concatenated else [[one] for one in batch]
+        return steps
+
+    def sync(self, server: "Server", message: Message) -> list[Message]:
+        replies: list[Message] = []
+        if message.numbers["done"]:
+            k = message.client
+            weight = {"samples": message.numbers["weight"], "batches": message.numbers["batches"], "uniform": 1.0}
+            self.done[k] = weight[self.options.weighting]
+            replies = server.compute(self.due(server, None))
+            if not message.numbers["left"]:
+                self.finished.add(k)
+            if not self._running():
+                self._end_segment(server)
+        running = self._running()
+        if not self.server_copies and self.options.server_order == "client_major":
+            running = running[:1]
+        over = self.round == self.plan.rounds
+        ready = sorted(server.waiting) if over else [k for k in running if k in server.waiting]
+        return replies + [server.go(k, round=self.round, give_back=self._give_back(), stop=over) for k in ready]
+
+    def _averages(self) -> bool:
+        """Return whether the segment under way ends with an average of client models or server copies."""
+        several = self.plan.num_clients > 1 and self.every > 0
+        return several and (self.unit != "round" or (self.round + 1) % self.every == 0)
+
+    def _apart(self) -> bool:
+        """Return whether this round ends with clients that differ."""
+        o = self.options
+        return not self._averages() or o.private_clients or o.batch_norm == "local"
+
+    def _give_back(self) -> int:
+        if self.round == self.plan.rounds:
+            return 0
+        evaluated = 2 if self._apart() and self.plan.evaluated(self.round) else 0
+        return evaluated + (1 if self._averages() and not self.options.private_clients else 0)
+
+    def _end_segment(self, server: "Server") -> None:
+        over = all(k in self.finished for k in self.order)
+        if self._averages():
+            if not self.options.private_clients:
+                server.average_clients(self.done, self.options.batch_norm)
+            if self.server_copies:
+                server.average_tops(self.done, self.options.batch_norm, reset=self.options.hand_over == "reset")
+        self.done = {}
+        if over:
+            server.apart = self._apart()
+            server.end_round()
+            self.round, self.index, self.finished = self.round + 1, 0, set()
+            self.order = self._draw()
+        server.on_mark(server)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "round": self.round,
+            "index": self.index,
+            "finished": sorted(self.finished),
+            "done": [list(p) for p in self.done.items()],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.round, self.index, self.finished = state["round"], state["index"], set(state["finished"])
+        self.done = {int(k): float(weight) for k, weight in state["done"]}
+        self.order = self._draw()

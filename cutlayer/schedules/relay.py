@@ -1,0 +1,69 @@
+"""Vanilla split learning's order: clients take turns, and the client model goes from one to the next."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from ..wire import Message
+from .base import Plan
+
+if TYPE_CHECKING:
+    from ..server import Server
+
+
+@dataclass(frozen=True)
+class RelayOptions:
+    """How the client model changes hands."""
+
+    hand_over: Annotated[
+        Literal["reset", "carry", "local", "shared"],
+        "client optimizer state when the model changes hands; shared: one model object, no traffic",
+    ] = "reset"
+
+
+class Relay:
+    """Clients take turns of one pass over their data, in the order of their numbers (Gupta & Raskar, arXiv 1810.06060).
+
+    `hand_over` reset, carry, local: the client model travels through the server. shared: it is one object and
+    nothing travels (as in the code of arXiv 2601.19261). Weights come back only when the next turn is somebody else's,
+    or, metered apart, when a round ends that is evaluated.
+    """
+
+    Options: ClassVar[type] = RelayOptions
+    server_copies = False
+
+    def __init__(self, options: RelayOptions, plan: Plan) -> None:
+        self.options, self.plan = options, plan
+        self.round, self.active = 0, 0
+
+    def due(self, server: "Server", message: Message) -> list[list[Message]]:
+        return [[message]]
+
+    def sync(self, server: "Server", message: Message) -> list[Message]:
+        k, shared = message.client, self.options.hand_over == "shared"
+        if message.numbers["done"]:
+            for arrived in (server.arrived, server.own):
+                if k in arrived:
+                    server.weights, server.holder = arrived.pop(k), k
+            server.version += not shared
+            self.active = (self.active + 1) % self.plan.num_clients
+            if self.active == 0:
+                server.end_round()
+                self.round += 1
+            server.on_mark(server)
+        over = self.round == self.plan.rounds
+        ready = [k for k in sorted(server.waiting) if over or k == self.active]
+        return [server.go(k, round=self.round, give_back=self._give_back(), stop=over) for k in ready]
+
+    def _give_back(self) -> int:
+        if self.options.hand_over == "shared" or self.round == self.plan.rounds:
+            return 0
+        if self.plan.num_clients > 1:
+            return 1
+        return 2 if self.plan.evaluated(self.round) else 0
+
+    def state(self) -> dict[str, Any]:
+        return {"round": self.round, "active": self.active}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.round, self.active = state["round"], state["active"]

@@ -1,0 +1,88 @@
+"""What the server computes when activations arrive: forward, loss, backward, one optimizer step, the gradient at the cut."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .wire import Message
+
+if TYPE_CHECKING:
+    from .server import Server
+
+
+def _merge(messages: list[Message], role: str) -> dict[str, Tensor]:
+    """Return the tensors of a role and its context, by name, rows of all messages one after the other."""
+    merged: dict[str, Tensor] = {}
+    for name in messages[0].tensors:
+        head, _, rest = name.partition("/")
+        if head in (role, "context"):
+            rows = [message.tensors[name] for message in messages]
+            merged[rest or "main"] = rows[0] if len(rows) == 1 else torch.cat(rows)
+    return merged
+
+
+def _forward(server: "Server", messages: list[Message], gradient: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the received leaves by name and the top's output."""
+    leaves = _merge(messages, "smashed")
+    for leaf in leaves.values():
+        if gradient and leaf.is_floating_point():
+            leaf.requires_grad_()
+    inputs = {name: leaf.clone() if server.copy_input and gradient else leaf for name, leaf in leaves.items()}
+    with server.training.autocast():
+        output: Tensor = server.top_of(messages[0].client)(inputs.pop("main"), **inputs)
+    return leaves, output
+
+
+def train_step(server: "Server", messages: list[Message]) -> list[Message]:
+    """One step of the top on the rows of all messages; replies cut_grad to those who wait for it.
+
+    An open message has no labels: its sender gets the features back and sends their gradient (`finish_step`).
+    """
+    first = messages[0]
+    measured = server.meter.step("server", first.client, server.samples(first), server.owned)
+    if first.open:
+        step = ExitStack()  # the step stays open until the second half closes it
+        step.enter_context(measured)
+        with server.meter.phase("server_forward", first.client):
+            leaves, output = _forward(server, messages, gradient=True)
+        server.open[first.client] = leaves, output, step
+        return [Message("features", {"features": output.detach()}, client=first.client, step=first.step)]
+    with measured:
+        gradient = any(message.reply != "none" for message in messages)
+        with server.meter.phase("server_forward", first.client):
+            leaves, output = _forward(server, messages, gradient)
+            y = _merge(messages, "labels")["main"]
+            with server.training.autocast():
+                loss = server.task.loss(output, y)
+        with server.meter.phase("server_backward", first.client):
+            loss.backward()
+            server.step(first.client)
+        server.note("loss", loss, len(y))
+        del output, loss
+    return _cut_grads(messages, leaves)
+
+
+def finish_step(server: "Server", messages: list[Message]) -> list[Message]:
+    """The second half of a U-shaped exchange: backward from the features' gradient, one step, reply cut_grad."""
+    (message,) = messages
+    leaves, output, step = server.open.pop(message.client)
+    with step, server.meter.phase("server_backward", message.client):
+        output.backward(message.tensors["feature_grad"].to(output.dtype))
+        server.step(message.client)
+    return _cut_grads(messages, leaves)
+
+
+def _cut_grads(messages: list[Message], leaves: Mapping[str, Tensor]) -> list[Message]:
+    replies, start = [], 0
+    grads = {"cut_grad" if name == "main" else f"cut_grad/{name}": leaf.grad for name, leaf in leaves.items()}
+    rows = len(leaves["main"])
+    for message in messages:
+        size = len(message.tensors["smashed"]) if "smashed" in message.tensors else rows
+        if message.reply != "none":
+            mine = {role: grad[start : start + size] for role, grad in grads.items() if grad is not None}
+            replies.append(Message("cut_grad", mine, client=message.client, step=message.step))
+        start += size
+    return replies
