@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from .console import console, follow, progress_bar, show_estimate, show_lists, show_paths, show_runs
+from .console import console, follow, progress_bar, show_estimate, show_lists, show_paths, show_runs, show_schemes
 from .errors import BadInput, RunFailed, unknown
 from .methods import METHODS
 from .recipes import Recipe, fields_of, load
 from .recipes.recipe import help_of, owners, to_toml
+from .recipes.schemes import SCHEMES
 
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -83,6 +84,7 @@ def compare(
     seeds: str = "0",
     out: Path | None = None,
     max_minutes: float | None = None,
+    baselines: bool = True,
 ) -> int:
     """Run the product of everything in --over and --seeds; what is done is kept, what stopped goes on.
 
@@ -93,18 +95,22 @@ def compare(
         seeds: 0,1,2
         out: where the runs and the report are written; runs/compare-<recipe> if not given.
         max_minutes: stop at the next mark after so many minutes; the same command goes on.
+        baselines: run the uncut network beside them: centralised, each client alone, FedAvg.
     """
-    from .compare import cells, compare as compare_all
+    from .compare import baselines as baselines_of, cells, compare as compare_all
 
     wanted = [_sweep(text) for text in over]
     recipes = list(cells({**fields_of(recipe), **_given(fields)}, dict(wanted), _seeds(seeds)))
+    recipes += baselines_of(recipes) if baselines else []
     folder = out or Path("runs") / f"compare-{Path(recipe).stem}"
     swept = [name for name, _ in wanted] + ["seed"]
     with progress_bar() as bar:
 
         def progress(i: int, cell: Recipe) -> Any:
             flat = cell.flat()
-            label = ", ".join(f"{name}={flat.get(name)}" for name in swept)
+            label = ", ".join(
+                f"{name}={flat[name]}" for name in (swept if cell.cut != "none" else ("scheme", "seed")) if name in flat
+            )
             return follow(bar, f"{i + 1}/{len(recipes)} {label}")
 
         def failed(cell: Recipe, error: Exception) -> None:
@@ -166,6 +172,9 @@ def list_(kind: Positional[str] = "", /) -> int:
         kind: schemes, methods, models, heads, data, recipes, codecs, schedules, partitions; all if not given.
     """
     tables = _tables()
+    if kind == "schemes":
+        show_schemes(SCHEMES)
+        return 0
     if kind and kind not in tables:
         raise unknown("kind", kind, tables)
     show_lists({name: lines for name, lines in tables.items() if kind in ("", name)})
@@ -180,7 +189,6 @@ def _tables() -> dict[str, Mapping[str, str]]:
     from .models.heads import HEADS
     from .named import outside
     from .recipes.named import RECIPES
-    from .recipes.schemes import SCHEMES
     from .schedules import SCHEDULES
 
     named: dict[str, tuple[str, Mapping[str, Any]]] = {

@@ -8,7 +8,9 @@ from typing import Any
 
 from .errors import RunFailed
 from .outputs import check_folder
-from .recipes import Recipe, override
+from .recipes import FIELDS, Recipe, override
+from .recipes.recipe import make
+from .recipes.schemes import BASELINES, SCHEMES
 from .report import Run, read
 from .run import Paused, Progress, run_recipe
 
@@ -23,6 +25,25 @@ def cells(fields: Mapping[str, Any], over: Over, seeds: Sequence[int]) -> Iterat
     """
     for values in itertools.product(*over.values(), seeds):
         yield override(fields, dict(zip([*over, "seed"], values, strict=True)))
+
+
+OF_A_CUT = ("scheme", "method", "schedule", "cut", "tail", "codec", "diagnose_every", "tap")
+OF_CLIENTS = ("num_clients", "partition", "alpha", "classes_per_client")
+
+
+def baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Return what the cells of a comparison are to be seen beside, once each: the uncut network, centralised, local, FedAvg."""
+    found: dict[str, Recipe] = {}
+    known = {recipe.digest() for recipe in recipes}
+    for recipe in recipes:
+        kept = {name: value for name, value in recipe.flat().items() if name in FIELDS and name not in OF_A_CUT}
+        for scheme in BASELINES if recipe.num_clients > 1 else BASELINES[:1]:
+            central = "num_clients" in SCHEMES[scheme].fields
+            fields = {name: value for name, value in kept.items() if not (central and name in OF_CLIENTS)}
+            made = make({**fields, "scheme": scheme})
+            if made.digest() not in known:
+                found.setdefault(made.digest(), made)
+    return list(found.values())
 
 
 def folder_of(recipe: Recipe, out: Path) -> Path:

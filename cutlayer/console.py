@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .estimate import Estimate
+from .recipes.schemes import Scheme
 from .report import Run, rows
 
 console = Console()
@@ -80,4 +81,20 @@ def show_lists(tables: Mapping[str, Mapping[str, str]]) -> None:
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0), title_style="bold")
         for name, line in lines.items():
             table.add_row(name, line)
+        console.print(table)
+
+
+def show_schemes(schemes: Mapping[str, Scheme]) -> None:
+    """Print for each scheme who sends what, who updates when, its paper, where that paper's code differs, and its fields."""
+    for name, row in schemes.items():
+        table = Table(title=name, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0), title_style="bold")
+        table.add_column(no_wrap=True, min_width=8)
+        table.add_row("sends", row.sends)
+        table.add_row("updates", row.order)
+        table.add_row("from", row.paper)
+        if row.differs:
+            table.add_row("code", row.differs)
+        table.add_row(
+            "fields", ", ".join(f"{field}={'none' if value is None else value}" for field, value in row.fields.items())
+        )
         console.print(table)

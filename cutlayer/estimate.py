@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .client import Batches, Client, Record, load_slots, program, slots
+from .client import Client, Record, load_slots, program, slots
 from .cut import Parts
 from .data.partition import Partition, split
 from .data.sources import Source
@@ -46,29 +46,30 @@ def estimate(recipe: Recipe) -> Estimate:
     parts = parts_of(recipe, data)
     task = fitted(task_of(recipe), recipe, parts, data.train)
     turns = [[len(batch) for batch in order(recipe, len(share), k, 0)] for k, share in enumerate(clients.shares)]
-    period = math.lcm(*(value for name, value in recipe.options.items() if name.endswith("_every")), 1)
-    total: Payload = Counter()
+    period = math.lcm(*(n for name, n in recipe.options.items() if name.endswith("_every") and isinstance(n, int)), 1)
     peak: dict[str, int] = {}
+    costs: dict[int, list[Payload]] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
         for size in {size for sizes in turns for size in sizes}:
-            probe, costs = _steps(recipe, parts, clients, data.train, task, size, max(period, 2))
-            times = Counter(t % period for sizes in turns for t, s in enumerate(sizes * recipe.rounds) if s == size)
-            for t, count in times.items():
-                for key, nbytes in costs[t].items():
-                    total[key] += nbytes * count
+            probe, costs[size] = _steps(recipe, parts, clients, data.train, task, size, max(period, 2))
             peak = {side: max(peak.get(side, 0), probe.meter.peak[side]) for side in ("client", "server")}
+        if getattr(recipe.schedule_options(), "server_copies", False):
+            peak["server"] += (len(clients) - 1) * probe.server.owned()
         modules = probe.modules()
         counts = macs(modules, task.input_shape)
-        total += _between(recipe, parts, clients, data.train, task, slots(probe.clients[0]))
+        total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns)
+        for (size, t), count in steps.items():
+            for key, nbytes in costs[size][t % period].items():
+                total[key] += nbytes * count
     finally:
         torch.set_num_threads(threads)
     payload: dict[str, dict[str, int]] = {"up": {}, "down": {}}
     for (direction, role), nbytes in total.items():
         payload[direction][role] = nbytes
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    return Estimate(payload, peak, parameters, counts, recipe.rounds * sum(map(len, turns)))
+    return Estimate(payload, peak, parameters, counts, sum(steps.values()))
 
 
 def _steps(
@@ -97,11 +98,16 @@ def _steps(
     return parties, costs
 
 
-class Nothing:
-    """A method that does nothing with its batches."""
+class Counting:
+    """A method that computes and sends nothing, and counts its steps by batch size and by their number in the run."""
+
+    def __init__(self, sizes: list[int], steps: Counter[tuple[int, int]]) -> None:
+        self.sizes, self.steps, self.seen = sizes, steps, 0
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
         yield from ()
+        self.steps[self.sizes[client.step], self.seen] += 1
+        self.seen += 1
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -111,18 +117,28 @@ class Nothing:
         pass
 
 
-def _between(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, state: dict[str, Tensor]) -> Payload:
-    """Return the bytes of all hand-overs and evaluations; `state` is what an optimizer holds once it has stepped."""
+def _protocol(
+    recipe: Recipe,
+    parts: Parts,
+    clients: Partition,
+    source: Source,
+    task: Task,
+    state: dict[str, Tensor],
+    turns: list[list[int]],
+) -> tuple[Payload, Counter[tuple[int, int]]]:
+    """Return the bytes of all hand-overs and evaluations, and the steps taken by (batch size, number in the client's run).
+
+    `state` is what an optimizer holds once it has stepped.
+    """
     parties = build(recipe, parts, clients, source, task, lambda: None)
-    for client in parties.clients:
+    none, steps = Batch(torch.empty(0), torch.empty(0)), Counter[tuple[int, int]]()
+    programs = {}
+    for client, sizes, its in zip(parties.clients, turns, parties.batches, strict=True):
         load_slots(client, state)
-    none = Batch(torch.empty(0), torch.empty(0))
-    idle = {}
-    for client, its in zip(parties.clients, parties.batches, strict=True):
-        nothing = Batches(lambda round, first, num=its.per_round: repeat(none, num - first), its.per_round, its.per_epoch)  # type: ignore[misc]
-        idle[client.id] = program(client, Nothing(), nothing)
-    inprocess.run(idle, parties.server, parties.ends, parties.meter)
+        nothing = its._replace(iterate=lambda round, first, num=its.per_round: repeat(none, num - first))  # type: ignore[misc]
+        programs[client.id] = program(client, Counting(sizes, steps), nothing)
+    inprocess.run(programs, parties.server, parties.ends, parties.meter)
     payload: Payload = Counter()
     for (direction, role, _), nbytes in parties.meter.payload.items():
         payload[direction, role] += nbytes  # type: ignore[index]
-    return payload
+    return payload, steps

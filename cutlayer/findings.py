@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 CUT_ROLES = ("smashed", "cut_grad", "features", "feature_grad")  # what crosses at a cut, batch after batch
 ANSWERS = ("cut_grad", "features", "loss")  # what comes down in answer to a batch
-APART = ("scheme", "name", "seed", "data_dir", "options")  # fields that say nothing about the configuration
+APART = ("name", "seed", "data_dir", "options")  # fields that say nothing about the configuration
 
 # Two-sided 95 % points of Student's t by degrees of freedom; beyond the table its last one, which is a little too wide.
 STUDENT = (
@@ -85,9 +85,19 @@ def word(value: Any) -> str:
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """Return the fields in which recipes differ; a field that some lack, as another method's option, is none by that alone."""
+    """Return the fields in which recipes differ; a field that some lack, as another method's option, is none by that alone.
+
+    Where schemes differ, what follows from a run's scheme alone is left out.
+    """
     names = dict.fromkeys(k for run in runs for k in run.recipe if k not in APART)
-    return [k for k in names if len({word(run.recipe[k]) for run in runs if k in run.recipe}) > 1]
+    found = [k for k in names if len({word(run.recipe[k]) for run in runs if k in run.recipe}) > 1]
+    if "scheme" not in found:
+        return found
+    pairs = {
+        k: {(run.recipe["scheme"], word(run.recipe[k])) for run in runs if k in run.recipe and "scheme" in run.recipe}
+        for k in found
+    }
+    return [k for k in found if k == "scheme" or len(pairs[k]) > len({scheme for scheme, _ in pairs[k]})]
 
 
 def groups_of(runs: Sequence[Run]) -> list[Group]:
@@ -241,7 +251,7 @@ def baseline(run: Run, runs: Sequence[Run]) -> Run | None:
     """Return the conventional run (method backprop) nearest to this one, of the same data and rounds, or None."""
     same = [r for r in runs if r.recipe.get("method") == "backprop" and r.summary.get("rounds") == run.summary.get("rounds")]
     same = [r for r in same if all(r.recipe.get(k) == run.recipe.get(k) for k in ("data", "num_train", "local_epochs"))]
-    if run.recipe.get("method") in (None, "backprop") or not same:
+    if run.recipe.get("method") in (None, "backprop") or run.recipe.get("cut") == "none" or not same:
         return None
     return min(same, key=lambda r: (len(differing(run, r)), r.recipe.get("seed") != run.recipe.get("seed")))
 
@@ -249,7 +259,7 @@ def baseline(run: Run, runs: Sequence[Run]) -> Run | None:
 def differing(run: Run, other: Run) -> list[str]:
     """Return the fields that both recipes have with different values, beside method and seed."""
     mine, theirs = run.recipe, other.recipe
-    return [k for k in mine if k in theirs and mine[k] != theirs[k] and k not in (*APART, "method")]
+    return [k for k in mine if k in theirs and mine[k] != theirs[k] and k not in (*APART, "scheme", "method")]
 
 
 def against(run: Run, other: Run, name: str = "the conventional run") -> list[Finding]:

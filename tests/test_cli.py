@@ -70,6 +70,7 @@ def test_run_writes_everything_it_promises(tmp_path, capsys):
 def test_compare_runs_the_product_once_and_goes_on(tmp_path, capsys):
     words = [
         "compare",
+        "--no-baselines",
         "demo",
         *QUICK,
         "--over",
@@ -94,7 +95,7 @@ def test_compare_runs_the_product_once_and_goes_on(tmp_path, capsys):
 
 
 def test_compare_pauses_inside_a_run_and_the_weights_are_the_same(tmp_path):
-    words = ["compare", "demo", *QUICK, "--checkpoint-every", "1"]
+    words = ["compare", "demo", *QUICK, "--no-baselines", "--checkpoint-every", "1"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     stops = 0
     while not list((tmp_path / "parts").glob("*/summary.json")):
@@ -104,6 +105,27 @@ def test_compare_pauses_inside_a_run_and_the_weights_are_the_same(tmp_path):
     assert stops > 1
     for path in (tmp_path / "whole").glob("*/weights/*"):
         assert path.read_bytes() == (tmp_path / "parts" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+def test_compare_sets_the_uncut_network_beside_its_cells(tmp_path, capsys):
+    words = [
+        "compare",
+        "demo",
+        *QUICK,
+        "--over",
+        "method=backprop,auxiliary_loss",
+        "--over",
+        "num_clients=1,2",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(words) == 0
+    shown = [json.loads(path.read_text())["recipe"] for path in tmp_path.glob("*/summary.json")]
+    counted = sorted((recipe["scheme"], recipe["num_clients"]) for recipe in shown)
+    assert counted == [
+        ("centralised", 1), ("dsl_seq", 1), ("dsl_seq", 2), ("fedavg", 2), ("local_only", 2), ("vanilla", 1), ("vanilla", 2),
+    ]  # fmt: skip
+    assert all(recipe["cut"] == "none" for recipe in shown if recipe["method"] == "uncut")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -121,6 +143,9 @@ PRICED = [
     {"method": "backprop", "cut": "block1", "tail": "pool"},
     {"method": "auxiliary_loss", "lambda_weight": 0.5, "lambda_every": 2, "send_every": 3},
     {"method": "auxiliary_loss", "hand_over": "shared", "send_every": 4, "local_epochs": 2},
+    {"scheme": "splitfed_v1", "sync_every": "2 batches"},
+    {"scheme": "splitfed_v2", "batch_norm": "local", "participation": 0.5, "num_clients": 3},
+    {"scheme": "fedavg", "codec": {"weights": "float16"}},
 ]
 
 
@@ -189,7 +214,7 @@ def test_none_is_a_name_where_it_is_one_and_nothing_elsewhere(tmp_path, monkeypa
     assert 'reconstruction = "none"' in shown
     assert "codec = {}" in shown
     assert "tail" not in shown
-    assert main(["compare", "demo", *QUICK, "--over", "reconstruction=none,conv1x1", "--out", "c"]) == 0
+    assert main(["compare", "demo", *QUICK, "--over", "reconstruction=none,conv1x1", "--no-baselines", "--out", "c"]) == 0
     assert len(list(tmp_path.glob("c/*/summary.json"))) == 2
     assert main(["report", str(tmp_path)]) == 0
 

@@ -115,7 +115,9 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(("script", "page"), [("fields_table", "recipes"), ("results_page", "results")])
+@pytest.mark.parametrize(
+    ("script", "page"), [("fields_table", "recipes"), ("results_page", "results"), ("schemes_table", "scheme-table")]
+)
 def test_pages_that_are_made_are_up_to_date(script, page):
     made = runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))["page"]()
     assert (ROOT / "docs" / f"{page}.md").read_text() == made, f"run python scripts/{script}.py"

@@ -145,16 +145,19 @@ def test_nothing_to_report_is_refused(tmp_path: Path) -> None:
 
 
 def test_labels_name_what_differs_and_seeds_share_one() -> None:
-    assert labels(PAIR) == ["method=backprop", "method=auxiliary_loss"]
+    assert labels(PAIR) == ["scheme=vanilla", "scheme=dsl"]
     assert labels(NINE)[::3] == [
-        "method=backprop, codec=none",
-        "method=auxiliary_loss, codec=none",
-        "method=auxiliary_loss, codec=smashed float8",
+        "scheme=vanilla, codec=none",
+        "scheme=dsl, codec=none",
+        "scheme=dsl, codec=smashed float8",
     ]
     assert len(set(labels(NINE))) == 3
     assert labels([made(seed=0), made(seed=1)]) == ["vanilla", "vanilla"]
     assert labels([made(), made()]) == ["vanilla", "vanilla (2)"]  # the same seed twice is no second seed
-    assert labels([made(label="mine"), made("auxiliary_loss")]) == ["mine", "method=auxiliary_loss"]
+    assert labels([made(label="mine"), made("auxiliary_loss")]) == ["mine", "scheme=dsl"]
+    # under one scheme the method is what differs; what follows from the scheme is not said
+    assert labels([made(scheme="x"), made("auxiliary_loss", scheme="x")]) == ["method=backprop", "method=auxiliary_loss"]
+    assert labels([made(), made("uncut", scheme="fedavg", cut="none")]) == ["scheme=vanilla", "scheme=fedavg"]
     assert labels([made(name="one"), made("auxiliary_loss", name="two")]) == ["one", "two"]
 
 

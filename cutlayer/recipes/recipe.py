@@ -222,11 +222,21 @@ def make(fields: Mapping[str, Any]) -> Recipe:
         raise _bad_value(error) from None
     whole = dataclasses.asdict(recipe.method_options()) | dataclasses.asdict(recipe.schedule_options())
     recipe = dataclasses.replace(recipe, options=whole)
+    recipe = dataclasses.replace(recipe, scheme=scheme_of(recipe))
     from .legal import refusal
 
     if (why := refusal(recipe)) is not None:
         raise BadInput(why)
     return recipe
+
+
+def scheme_of(recipe: Recipe) -> str:
+    """Return the scheme that a recipe names, or if it says something else, the one that says exactly that, if there is one."""
+    from .schemes import SCHEMES
+
+    flat = recipe.flat()
+    holds = [name for name, row in SCHEMES.items() if all(flat.get(k) == v for k, v in row.fields.items())]
+    return recipe.scheme if recipe.scheme in holds or not holds else holds[0]
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ SCHEMES: dict[str, Scheme] = {
         "every owner a round at home, then the weighted average", "McMahan et al., arXiv 1602.05629",
     ),
     "vanilla": Scheme(
-        {"method": "backprop", **RELAY}, "activations and labels up, gradients down",
+        {"method": "backprop", **RELAY, "tail": None}, "activations and labels up, gradients down",
         "clients take turns; top, then bottom, at every batch; the client model is handed on", "Gupta & Raskar, arXiv 1810.06060",
     ),
     "u_shaped": Scheme(
