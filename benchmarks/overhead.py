@@ -20,8 +20,9 @@ import rows
 from plain_split import Conventional, Decoupled
 
 import cutlayer as cl
-from cutlayer.client import Batches, program
+from cutlayer.client import Batches
 from cutlayer.parties import build, fitted
+from cutlayer.program import program
 from cutlayer.recipes.recipe import make
 from cutlayer.streams import stream
 from cutlayer.task import Batch, Task

@@ -1,9 +1,9 @@
 """A data owner: its modules, its optimizer, and the only places where something leaves it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .averaging import batch_norm_entries
 from .cut import Smashed
 from .errors import BadInput
+from .frozen import frozen as freeze
 from .meter import Meter, owned_bytes
 from .task import Batch, Task
 from .wire import Exchange, Message, Reply
@@ -96,7 +97,7 @@ class Client:
         self.sample_step, self.keeps_norm, self.turn = sample_step, keeps_norm, turn
         self.anchor: list[Tensor] = []
         self.losses: dict[str, Loss] = {}
-        self.give_back = 0
+        self.give_back, self.orders = 0, dict[str, float]()
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.optimizer = optimizer or training.optimizer(self.modules)
@@ -112,10 +113,11 @@ class Client:
         base_lr = lr if lr is not None else self.optimizer.param_groups[0]["base_lr"]
         self.optimizer.add_param_group({"params": list(module.parameters()), "base_lr": base_lr, "lr": base_lr})
 
-    def forward(self, batch: Batch) -> Smashed:
-        """Return the smashed data (N, *cut) of a batch, graph kept."""
-        with self.meter.phase("client_forward", self.id), self.training.autocast():
-            return Smashed.of(self.modules["bottom"](batch.x))
+    def forward(self, batch: Batch, frozen: bool = False) -> Smashed:
+        """Return the smashed data (N, *cut) of a batch; frozen: without a graph and without a trace in running statistics."""
+        bottom = self.modules["bottom"]
+        with self.meter.phase("client_forward", self.id), freeze(bottom) if frozen else nullcontext(), self.training.autocast():
+            return Smashed.of(bottom(batch.x))
 
     def loss(self, name: str, z: Smashed, batch: Batch) -> Tensor:
         """Return the loss of an added module on z."""
@@ -199,7 +201,7 @@ class Client:
             self.anchor = [parameter.detach().clone() for parameter in _parameters(self.optimizer)]
         if round != self.round:
             self.round, self.step = round, 0
-        self.version, self.give_back = version, int(go.numbers["return"])
+        self.version, self.give_back, self.orders = version, int(go.numbers["return"]), dict(go.numbers)
         self.training.set_round(self.optimizer, self.round)
 
     def sync(self, done: bool, batches: Batches) -> Message:
@@ -268,30 +270,3 @@ def load_slots(client: Client, tensors: Mapping[str, Tensor]) -> None:
     for role, value in tensors.items():
         _, name, slot = role.split("/")
         client.optimizer.state[parameters[name]][slot] = value
-
-
-class Method(Protocol):
-    """Where the client's gradient comes from; one file and one row in METHODS."""
-
-    def step(self, client: Client, batch: Batch) -> Exchange[Record]: ...
-    def state(self) -> dict[str, Any]: ...
-    def load(self, state: Mapping[str, Any]) -> None: ...
-
-
-def program(client: Client, method: Method, batches: Batches, checkpoint_every: int = 0) -> Exchange[None]:
-    """Run one client to the end of training: sync, turn, sync, ...; starts at (client.round, client.step).
-
-    Every `checkpoint_every` steps a mark is asked for.
-    """
-    go = yield client.sync(False, batches)
-    while go is not None and not go.numbers["stop"]:
-        client.receive(go)
-        for batch in batches(client.round, client.step):
-            with client.meter.step("client", client.id, client.step == client.sample_step, client.owned):
-                client.note((yield from method.step(client, batch)))
-            client.step += 1
-            if checkpoint_every and client.step % checkpoint_every == 0:
-                yield Message("mark", {}, {}, client.id, client.step)
-            if client.turn and client.step % client.turn == 0:
-                break
-        go = yield client.sync(True, batches)

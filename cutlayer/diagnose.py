@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .client import Client, Method, Record
+from .client import Client, Record
 from .cut import Smashed
+from .program import Method
 from .recipes.recipe import Recipe
 from .server import Server
 from .task import Batch

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .client import Client, Record, load_slots, program, slots
+from .client import Client, Record, load_slots, slots
 from .cut import Parts
 from .data.partition import Partition, split
 from .data.sources import Source
 from .meter import Direction
 from .outputs import macs
 from .parties import Parties, build, fitted, order
+from .program import program
 from .recipes.recipe import Recipe, names_of
 from .run import data_of, parts_of, task_of
 from .task import Batch, Task
@@ -131,6 +132,7 @@ def _protocol(
     `state` is what an optimizer holds once it has stepped.
     """
     parties = build(recipe, parts, clients, source, task, lambda: None)
+    parties.server.part = None  # no losses, no decisions: what is counted is that everything is sent
     none, steps = Batch(torch.empty(0), torch.empty(0)), Counter[tuple[int, int]]()
     programs = {}
     for client, sizes, its in zip(parties.clients, turns, parties.batches, strict=True):

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from . import codecs
-from .client import Batches, Client, Method, Training
+from .client import Batches, Client, Training
 from .cut import Parts, Smashed, starts_in_place
 from .data.partition import Partition
 from .data.sources import Source
 from .errors import BadInput
 from .meter import Meter
+from .program import Method
 from .recipes.recipe import Recipe, method_class, schedule_class
 from .schedules import Plan
 from .schedules.parallel import period
@@ -247,11 +248,13 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
             place_module(recipe, module)
         built.append(client)
     plan = Plan(len(clients), recipe.rounds, recipe.evaluate_every, recipe.seed)
+    ends = [(codecs.build(recipe.codec), codecs.build(recipe.codec)) for _ in built]
+    make_part = getattr(kind, "server_part", None)
     server = Server(
         place_module(recipe, parts.top), schedule_class(recipe.schedule)(how_often, plan), how, task, meter=meter,
+        part=make_part(options) if make_part else None, codecs={k: end for k, (_, end) in enumerate(ends)},
         copy_input=starts_in_place(parts.top),
     )  # fmt: skip
-    ends = [(codecs.build(recipe.codec), codecs.build(recipe.codec)) for _ in built]
     return Parties(built, methods, its_batches, server, ends, meter)
 
 

@@ -8,23 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import BadInput
-from .findings import (
-    APART,
-    Finding,
-    Group,
-    Run,
-    against,
-    baseline,
-    differences,
-    findings,
-    found,
-    groups_of,
-    human,
-    interval,
-    paired,
-    payload,
-    word,
-)
+from .findings import Finding, against, baseline, findings, found, paired
+from .runs import APART, Group, Run, differences, groups_of, human, interval, payload, word
 
 __all__ = ["Run", "findings", "labels", "read", "rows", "write"]
 

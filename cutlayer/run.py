@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from . import checkpoint, models
-from .client import program
 from .cut import Parts, Whole, cut, uncut
 from .data import DATASETS, load as load_data
 from .data.partition import PARTITIONS, Partition, split
@@ -18,6 +17,7 @@ from .errors import BadInput, RunFailed
 from .named import find
 from .outputs import Outputs, Result
 from .parties import build, fitted, num_steps, seeded
+from .program import program
 from .recipes.recipe import Recipe, make, with_scheme
 from .rounds import Paused, Progress, Rounds
 from .task import Task

@@ -4,7 +4,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -15,9 +15,25 @@ from .meter import Meter, owned_bytes
 from .schedules.base import Schedule
 from .steps import finish_step, train_step
 from .task import Task
-from .wire import Message
+from .wire import Codecs, Message
 
 Handler = Callable[["Server", list[Message]], list[Message]]
+
+
+class ServerPart(Protocol):
+    """What a method needs at the server: handlers for messages, orders in every go, something at the end of a round.
+
+    `frozen` says that clients stay as they are in the round under way, so their weights need not travel.
+    """
+
+    handlers: Mapping[str, Handler]
+
+    @property
+    def frozen(self) -> bool: ...
+    def orders(self, client: int) -> Mapping[str, float]: ...
+    def end_round(self, server: "Server") -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def load(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Server:
@@ -37,14 +53,20 @@ class Server:
         task: Task,
         *,
         meter: Meter | None = None,
-        handlers: Mapping[str, Handler] = {},
+        part: ServerPart | None = None,
+        codecs: Mapping[int, Codecs] = {},
         copy_input: bool = False,
         on_round: Callable[["Server"], None] = lambda server: None,
         on_mark: Callable[["Server"], None] = lambda server: None,
     ) -> None:
         self.top, self.schedule, self.training, self.task = top, schedule, training, task
         self.meter = meter or Meter()
-        self.handlers: Mapping[str, Handler] = {"smashed": train_step, "feature_grad": finish_step, **handlers}
+        self.handlers: Mapping[str, Handler] = {
+            "smashed": train_step,
+            "feature_grad": finish_step,
+            **(part.handlers if part else {}),
+        }
+        self.part, self.codecs, self.extra = part, codecs, dict[str, float]()
         self.copy_input, self.on_round, self.on_mark = copy_input, on_round, on_mark
         num_copies = schedule.plan.num_clients if schedule.server_copies else 0
         self.copies = {k: copy.deepcopy(top) for k in range(num_copies)}
@@ -118,8 +140,14 @@ class Server:
 
     def end_round(self) -> None:
         """Tell whoever keeps records that a round is over, and begin new sums."""
+        if self.part:
+            self.part.end_round(self)
         self.on_round(self)
-        self.records, self.totals, self.counts = {}, {}, {}
+        self.records, self.totals, self.counts, self.extra = {}, {}, {}, {}
+
+    @property
+    def frozen(self) -> bool:
+        return self.part is not None and self.part.frozen
 
     def go(self, client: int, *, round: int, give_back: int, stop: bool) -> Message:
         """Return the message that lets a waiting client go on: with weights if its own are older."""
@@ -129,7 +157,8 @@ class Server:
             self.running.add(client)
             if sync.numbers["version"] < self.version and self.holder != client:
                 tensors = {f"weights/{name}": t for name, t in self.weights.items()} | self.slots
-        numbers = {"stop": stop, "version": self.version, "round": round, "return": give_back}
+        numbers: dict[str, float] = {"stop": stop, "version": self.version, "round": round, "return": give_back}
+        numbers |= self.part.orders(client) if self.part else {}
         return Message("go", tensors, {name: float(value) for name, value in numbers.items()}, client, sync.step)
 
     def average_clients(self, by: Mapping[int, float], batch_norm: str) -> None:
@@ -177,7 +206,7 @@ class Server:
 
     def record(self) -> dict[str, float]:
         """Return the means of this round so far."""
-        return {name: float(total) / self.counts[name] for name, total in self.totals.items()}
+        return {name: float(total) / self.counts[name] for name, total in self.totals.items()} | self.extra
 
     def samples(self, message: Message) -> bool:
         """Return whether a step is measured: the first of each client in each round."""
@@ -195,7 +224,7 @@ class Server:
             "anchors": list(self.anchors.items()), "weights": self.weights, "slots": self.slots,
             "arrived": list(self.arrived.items()), "own": list(self.own.items()), "apart": self.apart,
             "version": self.version, "holder": self.holder, "records": list(self.records.items()),
-            "totals": self.totals, "counts": self.counts,
+            "totals": self.totals, "counts": self.counts, "part": self.part.state() if self.part else {},
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -210,3 +239,5 @@ class Server:
         self.version, self.holder = state["version"], state["holder"]
         self.records = {k: dict(record) for k, record in state["records"]}
         self.totals, self.counts = dict(state["totals"]), dict(state["counts"])
+        if self.part:
+            self.part.load(state["part"])

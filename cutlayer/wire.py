@@ -22,7 +22,8 @@ class Message:
     """One message between a client and the server; `client` is the client concerned, in both directions.
 
     `tensors` by role: smashed (N, *cut), labels (N, ...), cut_grad, context/<name>, weights/<module>.<parameter>, ...
-    `step` pairs a reply with its request; `reply` says whether the sender waits for one; `open`: more of this exchange follows.
+    `step` pairs a reply with its request; `reply` says whether the sender waits for one; `open`: more of this exchange
+    follows. `packed` is how a message came that was unpacked.
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Message:
     step: int = 0
     reply: Reply = "wait"
     open: bool = False
+    packed: "Packed | None" = field(default=None, compare=False, repr=False)
 
 
 class Collect(NamedTuple):
@@ -118,7 +120,7 @@ def unpack(packed: Packed, codecs: Codecs) -> Message:
         else:
             tensors[role] = parts[0] if packed.owned else parts[0].clone()
     m = packed.message
-    return Message(m.kind, tensors, m.numbers, m.client, m.step, m.reply, m.open)
+    return Message(m.kind, tensors, m.numbers, m.client, m.step, m.reply, m.open, packed)
 
 
 # The frame. Every field has a fixed width, so that a message's size does not depend on its values.

@@ -11,9 +11,10 @@ PACKAGE = Path(cutlayer.__file__).parent
 LEVELS = (
     {"errors", "streams", "task", "named", "averaging", "wire", "codecs", "models", "trace", "cut", "data.partition", "data.augment",
      "data.files"},
-    {"auxiliary", "meter", "client", "schedules", "server", "steps", "data", "data.sources", "data.images", "data.tables", "checkpoint"},
+    {"auxiliary", "meter", "client", "program", "schedules", "server", "steps", "frozen", "stored",
+     "data", "data.sources", "data.images", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
-    {"recipes", "parties", "diagnose", "findings", "figures", "report", "outputs", "rounds", "run", "compare", "estimate"},
+    {"recipes", "parties", "diagnose", "findings", "figures", "runs", "report", "outputs", "rounds", "run", "compare", "estimate"},
     {"cli", "console"},
 )  # fmt: skip
 # partitions are cut from sources, which know nothing of them
@@ -93,8 +94,9 @@ def test_nothing_is_unpickled_or_evaluated():
                 assert ast.unparse(node.value) == "False", path.name
 
 
-def test_law6_what_can_leave_a_client_is_a_yield_in_two_files():
+def test_law6_what_can_leave_a_client_is_a_yield_in_client_and_program():
     yielding = {path.name for path in FILES if any(isinstance(n, ast.Yield) for n in ast.walk(ast.parse(path.read_text())))}
     assert not {path.name for path in (PACKAGE / "methods").glob("*.py")} & yielding  # methods send through client.uplink alone
-    sends = [node for node in ast.walk(ast.parse((PACKAGE / "client.py").read_text())) if isinstance(node, ast.Yield)]
+    trees = [ast.parse((PACKAGE / name).read_text()) for name in ("client.py", "program.py")]
+    sends = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Yield)]
     assert {ast.unparse(node.value).split("(")[0] for node in sends} == {"Message", "client.sync"}

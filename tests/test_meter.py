@@ -171,7 +171,8 @@ def test_a_u_shaped_server_is_measured_over_both_halves_of_its_step():
 
 
 def test_a_graph_that_outlives_its_step_is_told():
-    from cutlayer.findings import Run, findings
+    from cutlayer.findings import findings
+    from cutlayer.runs import Run
 
     data = small_data(n=32)
     clients = cl.partition.iid(data.train, num_clients=1)

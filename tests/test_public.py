@@ -25,6 +25,9 @@ RELAY_FIELDS = {"hand_over"}
 PARALLEL_FIELDS = {
     "hand_over", "server_copies", "server_order", "private_clients", "sync_every", "participation", "weighting", "batch_norm",
 }  # fmt: skip
+THRESHOLD_FIELDS = {
+    "threshold", "threshold_rule", "threshold_of", "threshold_relative", "max_rest", "first_full", "last_full",
+}  # fmt: skip
 
 
 def test_public_names_and_recipe_fields_are_frozen():
@@ -33,6 +36,8 @@ def test_public_names_and_recipe_fields_are_frozen():
     assert set(FIELDS) == RECIPE_FIELDS
     assert set(options_of("auxiliary_loss").__dataclass_fields__) == AUXILIARY_FIELDS
     assert not options_of("backprop").__dataclass_fields__
+    assert not options_of("uncut").__dataclass_fields__
+    assert set(options_of("loss_threshold").__dataclass_fields__) == THRESHOLD_FIELDS
     assert set(schedule_class("relay").Options.__dataclass_fields__) == RELAY_FIELDS
     assert set(schedule_class("parallel").Options.__dataclass_fields__) == PARALLEL_FIELDS
 

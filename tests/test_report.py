@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from cutlayer.errors import BadInput
-from cutlayer.findings import against, baseline, human, paired
+from cutlayer.findings import against, baseline, paired
 from cutlayer.report import Run, findings, labels, read, rows, write
+from cutlayer.runs import human
 
 VOID = {"meta", "br", "img", "link", "hr", "input", "col", "use", "path", "rect"}
 SMASHED = 8_192_000
@@ -270,6 +271,15 @@ def test_beside_the_conventional_run_bytes_are_exactly_half() -> None:
     assert memory.text == "The client's peak memory is below that of the conventional run: 21.5 MB against 25.5 MB."
     (coded,) = against(made("auxiliary_loss", codec={"smashed": "float8"}), conventional)
     assert "(they also differ in codec)" in coded.text
+
+
+def test_clients_that_have_not_learned_for_long_are_told() -> None:
+    run = made()
+    for record in run.records:
+        record["state"] = float(min(record["round"], 2))
+    assert any("have not learned since round 1 of 10" in text for text in findings(run))
+    run.records[-3]["state"] = 0.0
+    assert not any("have not learned" in text for text in findings(run))
 
 
 def test_seeds_are_compared_in_pairs() -> None:

@@ -142,7 +142,7 @@ def test_T1_6_a_client_that_took_over_the_weights_still_learns(hand_over):
             return record
 
         method.step = stepped
-    from cutlayer.client import program
+    from cutlayer.program import program
 
     programs = {c.id: program(c, m, b) for c, m, b in zip(parties.clients, parties.methods, parties.batches, strict=True)}
     inprocess.run(programs, parties.server, parties.ends, parties.meter)

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from . import auxiliary_loss, backprop, uncut
+from . import auxiliary_loss, backprop, loss_threshold, uncut
 
 
 class Entry(NamedTuple):
@@ -16,6 +16,9 @@ METHODS: dict[str, Entry] = {
     "backprop": Entry(backprop.Backprop, "conventional split learning: the server returns the gradient at the cut"),
     "auxiliary_loss": Entry(
         auxiliary_loss.AuxiliaryLoss, "decoupled: a local loss at the cut, nothing comes back (lambda mixes)"
+    ),
+    "loss_threshold": Entry(
+        loss_threshold.LossThreshold, "full exchange, activations alone, or rest, as the server's loss moves (A, B, C)"
     ),
     "uncut": Entry(uncut.Uncut, "no cut: the whole network at every data owner, for the baselines (with cut = none)"),
 }

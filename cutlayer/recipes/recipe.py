@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -258,5 +259,6 @@ def to_toml(fields: Mapping[str, Any]) -> str:
             pairs = ", ".join(f"{key} = {json.dumps(item)}" for key, item in value.items())
             lines.append(f"{name} = {{{pairs}}}")
         elif value is not None:
-            lines.append(f"{name} = {json.dumps(value)}")
+            infinite = isinstance(value, float) and math.isinf(value)
+            lines.append(f"{name} = {value if infinite else json.dumps(value)}")
     return "\n".join(lines) + "\n"

@@ -90,5 +90,12 @@ SCHEMES: dict[str, Scheme] = {
         "all clients at once on their own losses, one top in order of arrival; bottoms and heads averaged every round",
         "Mu & Shen, arXiv 2507.15816", "in FSL-SAGE's code the period begins anew in every round and clients come one after another",
     ),
+    "async_loss": Scheme(
+        {"method": "loss_threshold", **RELAY, "codec": {"smashed": "float8", "cut_grad": "float8"}},
+        "A: activations and labels up, gradients down; B: activations and labels up; C: nothing",
+        "the server decides after every round for all clients; in B and C clients stand still, in C the top learns from what it stored",
+        "Chen, Li & Chakrabarti, arXiv 2107.09786, after two re-implementations",
+        "SLPerf's sends in C too, and trains on one stored test batch; secretflow repeats single batches",
+    ),
 }  # fmt: skip
 BASELINES = ("centralised", "local_only", "fedavg")

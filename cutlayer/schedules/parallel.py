@@ -123,7 +123,7 @@ class Parallel:
             running = running[:1]
         over = self.round == self.plan.rounds
         ready = sorted(server.waiting) if over else [k for k in running if k in server.waiting]
-        return replies + [server.go(k, round=self.round, give_back=self._give_back(), stop=over) for k in ready]
+        return replies + [server.go(k, round=self.round, give_back=self._give_back(server), stop=over) for k in ready]
 
     def _averages(self) -> bool:
         """Return whether the segment under way ends with an average of client models or server copies."""
@@ -135,16 +135,18 @@ class Parallel:
         o = self.options
         return not self._averages() or o.private_clients or o.batch_norm == "local"
 
-    def _give_back(self) -> int:
-        if self.round == self.plan.rounds:
+    def _give_back(self, server: "Server") -> int:
+        if self.round == self.plan.rounds or server.frozen:
             return 0
-        evaluated = 2 if self._apart() and self.plan.evaluated(self.round) else 0
+        # who is not drawn, or frozen in a later round, is asked as long as it changes
+        always = server.part is not None or self.options.participation < 1
+        evaluated = 2 if self._apart() and (always or self.plan.evaluated(self.round)) else 0
         return evaluated + (1 if self._averages() and not self.options.private_clients else 0)
 
     def _end_segment(self, server: "Server") -> None:
         over = all(k in self.finished for k in self.order)
         if self._averages():
-            if not self.options.private_clients:
+            if not self.options.private_clients and not server.frozen:
                 server.average_clients(self.done, self.options.batch_norm)
             if self.server_copies:
                 server.average_tops(self.done, self.options.batch_norm, reset=self.options.hand_over == "reset")

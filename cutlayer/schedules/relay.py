@@ -40,12 +40,12 @@ class Relay:
         return [[message]]
 
     def sync(self, server: "Server", message: Message) -> list[Message]:
-        k, shared = message.client, self.options.hand_over == "shared"
+        k = message.client
         if message.numbers["done"]:
+            server.version += k in server.arrived
             for arrived in (server.arrived, server.own):
                 if k in arrived:
                     server.weights, server.holder = arrived.pop(k), k
-            server.version += not shared
             self.active = (self.active + 1) % self.plan.num_clients
             if self.active == 0:
                 server.end_round()
@@ -53,14 +53,15 @@ class Relay:
             server.on_mark(server)
         over = self.round == self.plan.rounds
         ready = [k for k in sorted(server.waiting) if over or k == self.active]
-        return [server.go(k, round=self.round, give_back=self._give_back(), stop=over) for k in ready]
+        return [server.go(k, round=self.round, give_back=self._give_back(server), stop=over) for k in ready]
 
-    def _give_back(self) -> int:
-        if self.options.hand_over == "shared" or self.round == self.plan.rounds:
+    def _give_back(self, server: "Server") -> int:
+        if self.options.hand_over == "shared" or self.round == self.plan.rounds or server.frozen:
             return 0
         if self.plan.num_clients > 1:
             return 1
-        return 2 if self.plan.evaluated(self.round) else 0
+        # who may be frozen in a later round is asked as long as it changes
+        return 2 if self.plan.evaluated(self.round) or server.part is not None else 0
 
     def state(self) -> dict[str, Any]:
         return {"round": self.round, "active": self.active}

@@ -1,0 +1,37 @@
+"""A client's life as a generator: sync, turn, sync, ...; what a method is."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from .client import Batches, Client, Record
+from .task import Batch
+from .wire import Exchange, Message
+
+
+class Method(Protocol):
+    """Where the client's gradient comes from; one file and one row in METHODS."""
+
+    def step(self, client: Client, batch: Batch) -> Exchange[Record]: ...
+    def state(self) -> dict[str, Any]: ...
+    def load(self, state: Mapping[str, Any]) -> None: ...
+
+
+def program(client: Client, method: Method, batches: Batches, checkpoint_every: int = 0) -> Exchange[None]:
+    """Run one client to the end of training: sync, turn, sync, ...; starts at (client.round, client.step).
+
+    Every `checkpoint_every` steps a mark is asked for.
+    """
+    go = yield client.sync(False, batches)
+    while go is not None and not go.numbers["stop"]:
+        client.receive(go)
+        if client.orders.get("rest"):
+            client.step = batches.per_round
+        for batch in batches(client.round, client.step):
+            with client.meter.step("client", client.id, client.step == client.sample_step, client.owned):
+                client.note((yield from method.step(client, batch)))
+            client.step += 1
+            if checkpoint_every and client.step % checkpoint_every == 0:
+                yield Message("mark", {}, {}, client.id, client.step)
+            if client.turn and client.step % client.turn == 0:
+                break
+        go = yield client.sync(True, batches)
