@@ -1,0 +1,75 @@
+"""Every scheme side by side: accuracy and bytes on 10,000 images of CIFAR-10 between five clients, IID and Dirichlet(0.5).
+
+ResNet-20, shallow cut, 12 rounds of the strong schedule, full test set, bfloat16. Every run is resumable and its row is written when it
+is finished: results/schemes.jsonl.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import rows
+from rich.console import Console
+
+from cutlayer.compare import compare
+from cutlayer.recipes import load
+from cutlayer.recipes.recipe import options_for, with_scheme
+from cutlayer.recipes.schemes import BASELINES, SCHEMES
+from cutlayer.report import write
+
+HEAD = {"auxiliary": "block", "reconstruction": "conv1x1", "aux_weight": 0.5, "reconstruction_weight": 5.0}
+TINY = {
+    "data": "digits", "num_train": 320, "num_test": 64, "rounds": 2, "warmup_rounds": 0, "lr_schedule": "constant", "batch_size": 16,
+    "model": "resnet8",
+}  # fmt: skip
+FEW = ("splitfed_v2", "fedavg")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/schemes"))
+    parser.add_argument("--schemes", default=",".join([s for s in SCHEMES if s not in BASELINES] + list(BASELINES)))
+    parser.add_argument("--partitions", default="iid,dirichlet")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--max-minutes", type=float)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--tiny", action="store_true", help="seconds, on digits and for few schemes, to see that it works")
+    args = parser.parse_args()
+    console, finished = Console(), []
+    cells = [
+        (int(s), p, name) for s in args.seeds.split(",") for p in args.partitions.split(",") for name in args.schemes.split(",")
+    ]
+    for seed, partition, name in cells:
+        if args.tiny and name not in FEW:
+            continue
+        fields: dict[str, Any] = {"num_clients": 5, "partition": partition, "alpha": 0.5, **SCHEMES[name].fields, "seed": seed}
+        head = HEAD if "auxiliary" in options_for(with_scheme(fields)) else {}
+        recipe = load("small-cifar10", **{**fields, **head}, scheme=name, data_dir=args.data_dir, **(TINY if args.tiny else {}))
+        done, complete = compare(
+            [recipe], args.out, max_minutes=args.max_minutes, failed=lambda r, e: console.print(f"failed: {e}")
+        )
+        for run in done:
+            finished.append(run._replace(label=f"{name}, {partition}"))
+            s = run.summary
+            console.print(
+                f"seed {seed} {partition} {name}: last five {100 * s['accuracy_last5']:.2f} %, {s['seconds_total']:.0f} s"
+            )
+            if not args.tiny and not _written(s["digest"]):
+                rows.write(
+                    "schemes", {"scheme": name, "partition": partition, "curve": [r.get("accuracy") for r in run.records], **s}
+                )
+        if not complete and args.max_minutes is not None:
+            break
+    if finished:
+        console.print(f"report: {write(finished, args.out / 'report.html', 'Every scheme side by side')}")
+
+
+def _written(digest: str) -> bool:
+    path = rows.RESULTS / "schemes.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return any(row["digest"] == digest for row in map(json.loads, lines))
+
+
+if __name__ == "__main__":
+    main()
