@@ -40,6 +40,32 @@ def _mix(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return total.to(first.dtype)
 
 
+def mix(current: State, arrived: State, share: float) -> dict[str, Tensor]:
+    """Return (1 - share) current + share arrived; of integers the larger, unless the share is 0."""
+    if not share:
+        return dict(current)
+    return {name: _mix([current[name], arrived[name]], [1 - share, share]) for name in current}
+
+
+def add_changes(current: State, changes: Sequence[tuple[float, State, State]], rate: float, total: float) -> dict[str, Tensor]:
+    """Return current + rate / total * sum(w (new - old)) for (w, old, new) in changes.
+
+    Running statistics are mixed as values with the weights w / total, never scaled by the rate; of integers the largest.
+    """
+    merged = {}
+    for name, tensor in current.items():
+        values = [new[name] for _, _, new in changes]
+        shares = [weight / total for weight, _, _ in changes]
+        if name.rpartition(".")[2].startswith("running_") or not tensor.is_floating_point():
+            merged[name] = _mix([tensor, *values], [1 - sum(shares), *shares])
+            continue
+        moved = sum(
+            share * (new[name].double() - old[name].double()) for share, (_, old, new) in zip(shares, changes, strict=True)
+        )
+        merged[name] = (tensor.double() + rate * moved).to(tensor.dtype)
+    return merged
+
+
 def batch_norm_entries(names: Sequence[str]) -> set[str]:
     """Return the names that belong to normalisations with running statistics, their weights and biases included."""
     prefixes = tuple(name.removesuffix("running_mean") for name in names if name.endswith("running_mean"))

@@ -36,9 +36,9 @@ class Training:
             group["base_lr"] = group["lr"]
         return optimizer
 
-    def set_round(self, optimizer: torch.optim.Optimizer, round: int) -> None:
+    def set_round(self, optimizer: torch.optim.Optimizer, round: int, scale: float = 1.0) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self.factor(round)
+            group["lr"] = group["base_lr"] * self.factor(round) * scale
 
     def step(self, optimizer: torch.optim.Optimizer, anchor: Sequence[Tensor] = ()) -> None:
         """Take one optimizer step and clear the gradients; `anchor` is where prox pulls the optimizer's parameters to."""
@@ -202,7 +202,7 @@ class Client:
         if round != self.round:
             self.round, self.step = round, 0
         self.version, self.give_back, self.orders = version, int(go.numbers["return"]), dict(go.numbers)
-        self.training.set_round(self.optimizer, self.round)
+        self.training.set_round(self.optimizer, int(go.numbers["pace"]))
 
     def sync(self, done: bool, batches: Batches) -> Message:
         """Return the message that ends a turn, or says hello; it brings weights and records if they are wanted.

@@ -255,6 +255,8 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
         part=make_part(options) if make_part else None, codecs={k: end for k, (_, end) in enumerate(ends)},
         copy_input=starts_in_place(parts.top),
     )  # fmt: skip
+    if getattr(server.schedule, "needs_start", False):
+        server.weights = {name: tensor.clone() for name, tensor in built[0].weights().items()}
     return Parties(built, methods, its_batches, server, ends, meter)
 
 

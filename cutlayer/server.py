@@ -149,15 +149,22 @@ class Server:
     def frozen(self) -> bool:
         return self.part is not None and self.part.frozen
 
-    def go(self, client: int, *, round: int, give_back: int, stop: bool) -> Message:
-        """Return the message that lets a waiting client go on: with weights if its own are older."""
+    def go(
+        self, client: int, *, round: int, give_back: int, stop: bool, pace: int | None = None, weights: bool | None = None
+    ) -> Message:
+        """Return the message that lets a waiting client go on; `weights` None: it brings them if the client's are older.
+
+        `round` is the client's, which its data follow; `pace` is everybody's, which learning rates follow.
+        """
         sync = self.waiting.pop(client)
         tensors: dict[str, Tensor] = {}
         if not stop:
             self.running.add(client)
-            if sync.numbers["version"] < self.version and self.holder != client:
+            older = sync.numbers["version"] < self.version and self.holder != client
+            if older if weights is None else weights:
                 tensors = {f"weights/{name}": t for name, t in self.weights.items()} | self.slots
         numbers: dict[str, float] = {"stop": stop, "version": self.version, "round": round, "return": give_back}
+        numbers["pace"] = round if pace is None else pace
         numbers |= self.part.orders(client) if self.part else {}
         return Message("go", tensors, {name: float(value) for name, value in numbers.items()}, client, sync.step)
 
@@ -187,7 +194,7 @@ class Server:
     def step(self, client: int) -> None:
         """Take one step of a client's top with the gradients that are there."""
         optimizer = self.optimizers[client if self.copies else -1]
-        self.training.set_round(optimizer, self.schedule.round)
+        self.training.set_round(optimizer, self.schedule.round, self.schedule.rate(client))
         if self.training.prox and client not in self.anchors:
             self.anchors[client] = [p.detach().clone() for p in self.top_of(client).parameters()]
         self.training.step(optimizer, self.anchors.get(client, ()))

@@ -60,6 +60,16 @@ def refusal(recipe: Recipe) -> str | None:
     schedule = recipe.schedule_options()
     if getattr(schedule, "server_order", "") == "concatenated" and (schedule.server_copies or recipe.tail is not None):
         return "server_order = 'concatenated' is one server step on all clients' batches; drop server_copies and the tail"
+    if (
+        getattr(schedule, "merge", "") == "fedbuff"
+        and schedule.restart == "at_merge"
+        and schedule.buffer_size > recipe.num_clients
+    ):
+        return (
+            f"buffer_size = {schedule.buffer_size} is never full with {recipe.num_clients} clients that wait for it; lower it"
+        )
+    if hasattr(method, "server_part") and hasattr(schedule, "merge"):
+        return f"method {recipe.method!r} decides for all clients at the end of a round, and schedule asynchronous has none in common"
     if not _has(recipe.device):
         return f"device = {recipe.device!r} is not there; use cpu, or cuda on a machine where torch finds it"
     if recipe.nesterov and not (recipe.optimizer == "sgd" and recipe.momentum > 0):

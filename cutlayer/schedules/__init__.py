@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from . import parallel, relay
+from . import asynchronous, parallel, relay
 from .base import Plan, Schedule
 
 __all__ = ["SCHEDULES", "Entry", "Plan", "Schedule"]
@@ -19,5 +19,8 @@ SCHEDULES: dict[str, Entry] = {
     "relay": Entry(relay.Relay, "clients take turns; the client model travels (or is shared, hand_over = shared)"),
     "parallel": Entry(
         parallel.Parallel, "all clients at once, averaged at every sync; one shared server or a copy for each client"
+    ),
+    "asynchronous": Entry(
+        asynchronous.Asynchronous, "client models are merged as they arrive (FedAsync, FedBuff), over one top or copies"
     ),
 }

@@ -25,7 +25,8 @@ class Plan(NamedTuple):
 class Schedule(Protocol):
     """`due`: the training messages to compute now, in order, an inner list being one step; `sync`: the replies now due.
 
-    `Options` is a frozen dataclass whose fields are recipe fields; `server_copies` says whether every client has a top of its own.
+    `Options` is a frozen dataclass whose fields are recipe fields; `server_copies` says whether every client has a top of its own;
+    `rate` is the factor of the learning rate of a server step.
     """
 
     Options: ClassVar[type]
@@ -35,5 +36,6 @@ class Schedule(Protocol):
 
     def due(self, server: "Server", message: Message) -> list[list[Message]]: ...
     def sync(self, server: "Server", message: Message) -> list[Message]: ...
+    def rate(self, client: int) -> float: ...
     def state(self) -> dict[str, Any]: ...
     def load(self, state: Mapping[str, Any]) -> None: ...

@@ -158,6 +158,9 @@ class Parallel:
             self.order = self._draw()
         server.on_mark(server)
 
+    def rate(self, client: int) -> float:
+        return 1.0
+
     def state(self) -> dict[str, Any]:
         return {
             "round": self.round,

@@ -63,6 +63,9 @@ class Relay:
         # who may be frozen in a later round is asked as long as it changes
         return 2 if self.plan.evaluated(self.round) or server.part is not None else 0
 
+    def rate(self, client: int) -> float:
+        return 1.0
+
     def state(self) -> dict[str, Any]:
         return {"round": self.round, "active": self.active}
 
