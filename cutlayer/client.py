@@ -96,6 +96,7 @@ class Client:
         self.meter = meter or Meter()
         self.sample_step, self.keeps_norm, self.turn = sample_step, keeps_norm, turn
         self.anchor: list[Tensor] = []
+        self.owed: list[tuple[str, int]] = []  # forward passes whose backward pass is still to come
         self.losses: dict[str, Loss] = {}
         self.give_back, self.orders = 0, dict[str, float]()
         self.totals: dict[str, Tensor] = {}
@@ -117,12 +118,21 @@ class Client:
         """Return the smashed data (N, *cut) of a batch; frozen: without a graph and without a trace in running statistics."""
         bottom = self.modules["bottom"]
         with self.meter.phase("client_forward", self.id), freeze(bottom) if frozen else nullcontext(), self.training.autocast():
-            return Smashed.of(bottom(batch.x))
+            z = Smashed.of(bottom(batch.x))
+        self._spent("bottom", len(batch.y), not frozen)
+        return z
 
     def loss(self, name: str, z: Smashed, batch: Batch) -> Tensor:
         """Return the loss of an added module on z."""
         with self.meter.phase("client_forward", self.id), self.training.autocast():
-            return self.losses[name](self.modules[name], z, batch, self.task)
+            loss = self.losses[name](self.modules[name], z, batch, self.task)
+        self._spent(name, len(batch.y), True)
+        return loss
+
+    def _spent(self, part: str, samples: int, backward: bool) -> None:
+        self.meter.spend(str(self.id), part, samples)
+        if backward:
+            self.owed.append((part, samples))
 
     def uplink(self, z: Smashed, batch: Batch, *, gradient: bool = True) -> Exchange[Message | None]:
         """Send z, detached, and obtain the gradient at the cut, or nothing if `gradient` is False.
@@ -141,6 +151,7 @@ class Client:
             loss = self.task.loss(self.modules["tail"](features), batch.y)
         with self.meter.phase("client_backward", self.id):
             loss.backward()
+        self.meter.spend(str(self.id), "tail", len(batch.y), 3)
         self.note({"loss": loss.detach()})
         assert features.grad is not None
         return (yield from self._ask("feature_grad", {"feature_grad": features.grad}, reply))
@@ -168,6 +179,9 @@ class Client:
                     grads.append(cut_grad[role].to(tensor.dtype))
         with self.meter.phase("client_backward", self.id):
             torch.autograd.backward(roots, grads)
+            for part, samples in self.owed:
+                self.meter.spend(str(self.id), part, samples, 2)
+            self.owed = []
             self.training.step(self.optimizer, self.anchor)
 
     def owned(self) -> int:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from .client import Client, Record, load_slots, slots
+from .costs import macs
 from .cut import Parts
 from .data.partition import Partition, split
 from .data.sources import Source
 from .meter import Direction
-from .outputs import macs
 from .parties import Parties, build, fitted, order
 from .program import program
 from .recipes.recipe import Recipe, names_of

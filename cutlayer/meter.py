@@ -30,6 +30,14 @@ class Meter:
         self.steps: dict[str, int] = defaultdict(int)
         self.samples: dict[str, int] = defaultdict(int)
         self.sampling: dict[tuple[str, int], Saved] = {}
+        self.cost: Mapping[str, int] = {}  # multiply-adds of one sample's forward pass by part; empty: work is not counted
+        self.work: dict[str, float] = defaultdict(float)  # multiply-adds so far of "server" and of each client
+        self.simulated: float | None = None  # seconds, where there is a virtual clock
+
+    def spend(self, who: str, part: str, samples: int, passes: int = 1) -> None:
+        """Add the multiply-adds of forward passes through a part (a backward pass counts as two)."""
+        if self.cost:
+            self.work[who] += self.cost.get(part, 0) * samples * passes
 
     def count(self, direction: Direction, packed: Packed) -> None:
         """Add one message: payload by role, and the frame's overhead to its first role (or its kind, where it has none)."""
@@ -98,14 +106,16 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         joined = {name: {"|".join(map(str, key)): n for key, n in getattr(self, name).items()} for name in ("payload", "wire")}
-        return joined | {name: dict(getattr(self, name)) for name in ("seconds", "peak", "left", "held", "steps", "samples")}
+        return joined | {
+            name: dict(getattr(self, name)) for name in ("seconds", "peak", "left", "held", "steps", "samples", "work")
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         for name in ("payload", "wire"):
             for key, n in state[name].items():
                 direction, role, client = key.split("|")
                 getattr(self, name)[direction, role, int(client)] = n
-        for name in ("seconds", "peak", "left", "held", "steps", "samples"):
+        for name in ("seconds", "peak", "left", "held", "steps", "samples", "work"):
             getattr(self, name).update(state[name])
 
 

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from . import checkpoint
-from .cut import Parts, Smashed
+from .costs import macs
+from .cut import Parts
 from .data.partition import Partition, save as save_partition
 from .errors import BadInput
 from .meter import PHASES, Direction, Meter
 from .parties import Parties
 from .recipes.recipe import Recipe, make, read, to_toml
-from .transports.inprocess import Tap
+from .transports.link import Tap
 from .wire import Packed, dumps
 
 
@@ -80,6 +80,8 @@ class Outputs:
         }
         record["seconds"] = {name: meter.seconds.get(name, 0.0) for name in PHASES}
         record["seconds_total"] = self.seconds()
+        if meter.simulated is not None:
+            record["simulated_seconds"] = meter.simulated
         self.records.append(record)
         self._write_records()
 
@@ -124,6 +126,8 @@ class Outputs:
                 save_file(
                     {k: v.contiguous() for k, v in module.state_dict().items()}, self.out / "weights" / f"{name}.safetensors"
                 )
+            if parties.clock is not None:
+                (self.out / "order.json").write_text(json.dumps(parties.clock.order))
             result.report(self.out / "report.html")
             self._events()
             # last, because a run whose summary exists is done
@@ -173,6 +177,7 @@ class Outputs:
             "input_bytes": sum(len(share) for share in self.clients.shares) * getattr(source, "sample_bytes", 0),
             "seconds": {name: meter.seconds.get(name, 0.0) for name in PHASES},
             "seconds_total": self.seconds(),
+            "simulated": {"seconds": meter.simulated, **self.recipe.simulated()} if meter.simulated is not None else None,
             "peak_memory_bytes": {side: meter.peak.get(side, 0) for side in ("client", "server")},
             "bytes_left_after_step": {side: meter.left.get(side, 0) for side in ("client", "server")},
             "held_byte_seconds": {side: meter.held_byte_seconds(side) for side in ("client", "server")},
@@ -200,35 +205,6 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
         raise BadInput(f"{folder} holds a recipe of another version ({error}); choose another --out, or delete it") from error
     if other != recipe.digest():
         raise BadInput(f"{folder} holds another recipe; choose another --out, or delete it")
-
-
-def macs(modules: dict[str, nn.Module], input_shape: tuple[int, ...]) -> dict[str, int]:
-    """Return the multiply-adds of one sample's forward pass through each part (matrix products and convolutions)."""
-    device = next(modules["bottom"].parameters()).device
-    was = {name: module.training for name, module in modules.items()}
-    counts: dict[str, int] = {}
-    with torch.no_grad():
-        for module in modules.values():
-            module.eval()
-        values: dict[str, Smashed] = {}
-        x = torch.zeros(1, *input_shape, device=device)
-        for name in ("bottom", "auxiliary", "decoder", "top", "tail"):
-            if name not in modules:
-                continue
-            with FlopCounterMode(display=False) as counter:
-                if name == "bottom":
-                    values["z"] = Smashed.of(modules[name](x))
-                elif name == "tail":
-                    modules[name](values["features"].main)
-                else:
-                    z = values["z"]
-                    output = modules[name](z.main, **(z.others if name == "top" else {}))
-                    if name == "top":
-                        values["features"] = Smashed(output)
-            counts[name] = counter.get_total_flops() // 2
-    for name, module in modules.items():
-        module.train(was[name])
-    return counts
 
 
 def provenance() -> dict[str, Any]:

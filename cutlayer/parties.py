@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from . import codecs
 from .client import Batches, Client, Training
+from .clock import Clock
+from .costs import macs
 from .cut import Parts, Smashed, starts_in_place
 from .data.partition import Partition
 from .data.sources import Source
@@ -25,7 +27,7 @@ from .schedules.parallel import period
 from .server import Server
 from .streams import stream
 from .task import Batch, Task
-from .transports.inprocess import Ends
+from .transports.link import Ends
 
 
 @contextmanager
@@ -171,6 +173,7 @@ class Parties:
     server: Server
     ends: Ends
     meter: Meter
+    clock: Clock | None = None
 
     def models(self) -> list[dict[str, nn.Module]]:
         """Return the modules that a prediction needs, as the server can rebuild them; one set, or one for each client."""
@@ -203,6 +206,7 @@ class Parties:
             "clients": [{"client": client.state(), "method": method.state()} for client, method in both],
             "server": self.server.state(),
             "meter": self.meter.state(),
+            "clock": self.clock.state() if self.clock else {},
             "codecs": [[{role: codec.state() for role, codec in end.items()} for end in pair] for pair in self.ends],
         }
 
@@ -212,6 +216,8 @@ class Parties:
             method.load(saved["method"])
         self.server.load(state["server"])
         self.meter.load(state["meter"])
+        if self.clock:
+            self.clock.load(state["clock"])
         for pair, saved_pair in zip(self.ends, state["codecs"], strict=True):
             for end, saved_end in zip(pair, saved_pair, strict=True):
                 for role, codec in end.items():
@@ -257,7 +263,11 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
     )  # fmt: skip
     if getattr(server.schedule, "needs_start", False):
         server.weights = {name: tensor.clone() for name, tensor in built[0].weights().items()}
-    return Parties(built, methods, its_batches, server, ends, meter)
+    clock = Clock(meter, **recipe.simulated()) if recipe.simulated() else None
+    parties = Parties(built, methods, its_batches, server, ends, meter, clock)
+    if clock:
+        meter.cost = macs(parties.models()[0], task.input_shape)
+    return parties
 
 
 def turn_of(options: Any, batches: Batches) -> int:

@@ -1,6 +1,7 @@
 """The story of a run: recipe -> data -> parts -> parties -> transport -> result."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from .program import program
 from .recipes.recipe import Recipe, make, with_scheme
 from .rounds import Paused, Progress, Rounds
 from .task import Task
-from .transports import inprocess
+from .transports import inprocess, simulated
+from .transports.link import Replayed
 
 __all__ = ["Paused", "Progress", "run", "run_recipe", "train"]
 
@@ -98,10 +100,12 @@ def train(
     release: str = "",
     progress: Progress | None = None,
     deadline: float | None = None,
+    replay: Sequence[int] | None = None,
 ) -> Result:
     """Train to the end and return the result; with `out`, everything is written there, and what is there is not done again:
     a run that stopped goes on, and one that is finished is returned.
 
+    `replay` is the order in which the server handles messages, by client, as a run under the clock wrote it to order.json.
     `deadline` is a time.monotonic() after which the run stops at its next mark and raises Paused.
     """
     if clients.source is None:
@@ -122,7 +126,11 @@ def train(
             client.id: program(client, watch(recipe, method, parties.server), its_batches, recipe.checkpoint_every)
             for client, method, its_batches in zip(parties.clients, parties.methods, parties.batches, strict=True)
         }
-        inprocess.run(programs, parties.server, parties.ends, parties.meter, tap=outputs.tap())
+        if parties.clock and replay is None:
+            simulated.run(programs, parties.server, parties.ends, parties.meter, clock=parties.clock, tap=outputs.tap())
+        else:
+            server = parties.server if replay is None else Replayed(parties.server, replay)
+            inprocess.run(programs, server, parties.ends, parties.meter, tap=outputs.tap())
         return outputs.finish(parties)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

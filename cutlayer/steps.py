@@ -48,6 +48,7 @@ def train_step(server: "Server", messages: list[Message]) -> list[Message]:
         step.enter_context(measured)
         with server.meter.phase("server_forward", first.client):
             leaves, output = _forward(server, messages, gradient=True)
+        server.meter.spend("server", "top", len(leaves["main"]))
         server.open[first.client] = leaves, output, step
         return [Message("features", {"features": output.detach()}, client=first.client, step=first.step)]
     with measured:
@@ -60,6 +61,7 @@ def train_step(server: "Server", messages: list[Message]) -> list[Message]:
         with server.meter.phase("server_backward", first.client):
             loss.backward()
             server.step(first.client)
+        server.meter.spend("server", "top", len(y), 3)
         server.note("loss", loss, len(y))
         del output, loss
     return _cut_grads(messages, leaves)
@@ -72,6 +74,7 @@ def finish_step(server: "Server", messages: list[Message]) -> list[Message]:
     with step, server.meter.phase("server_backward", message.client):
         output.backward(message.tensors["feature_grad"].to(output.dtype))
         server.step(message.client)
+    server.meter.spend("server", "top", len(leaves["main"]), 2)
     return _cut_grads(messages, leaves)
 
 

@@ -17,7 +17,7 @@ Reply = Literal["wait", "later", "none"]
 REPLIES: tuple[Reply, ...] = ("wait", "later", "none")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Message:
     """One message between a client and the server; `client` is the client concerned, in both directions.
 
@@ -34,6 +34,21 @@ class Message:
     reply: Reply = "wait"
     open: bool = False
     packed: "Packed | None" = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_mark(self) -> bool:
+        """Whether it only asks for a mark, or answers that."""
+        return self.kind == "mark"
+
+    @property
+    def is_sync(self) -> bool:
+        """Whether it ends a turn, or says hello."""
+        return self.kind == "sync"
+
+    @property
+    def is_hello(self) -> bool:
+        """Whether a client says with it that it is there, at the start or after a mark."""
+        return self.is_sync and not self.numbers["done"]
 
 
 class Collect(NamedTuple):

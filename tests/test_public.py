@@ -15,7 +15,8 @@ RECIPE_FIELDS = {
     "scheme", "name", "data", "data_dir", "num_train", "num_test", "augment", "model", "cut", "tail", "task", "method", "schedule",
     "num_clients", "partition", "alpha", "classes_per_client", "rounds", "local_epochs", "batch_size", "drop_last",
     "optimizer", "lr", "momentum", "nesterov", "weight_decay", "lr_schedule", "warmup_rounds", "clip", "fedprox", "codec", "precision",
-    "memory_format", "num_threads", "device", "seed", "transport", "evaluate_every", "diagnose_every", "checkpoint_every", "tap",
+    "memory_format", "num_threads", "device", "seed", "transport", "uplink", "downlink", "latency",
+    "speeds", "server_speed", "evaluate_every", "diagnose_every", "checkpoint_every", "tap",
 }  # fmt: skip
 AUXILIARY_FIELDS = {
     "auxiliary", "auxiliary_depth", "auxiliary_width", "aux_weight", "reconstruction", "reconstruction_weight",
@@ -24,6 +25,10 @@ AUXILIARY_FIELDS = {
 RELAY_FIELDS = {"hand_over"}
 PARALLEL_FIELDS = {
     "hand_over", "server_copies", "server_order", "private_clients", "sync_every", "participation", "weighting", "batch_norm",
+}  # fmt: skip
+ASYNCHRONOUS_FIELDS = {
+    "hand_over", "server_copies", "merge", "mixing", "buffer_size", "buffer_rate", "buffer_norm", "restart", "staleness",
+    "staleness_a", "staleness_b", "max_staleness", "server_rate", "fairness",
 }  # fmt: skip
 THRESHOLD_FIELDS = {
     "threshold", "threshold_rule", "threshold_of", "threshold_relative", "max_rest", "first_full", "last_full",
@@ -40,6 +45,7 @@ def test_public_names_and_recipe_fields_are_frozen():
     assert set(options_of("loss_threshold").__dataclass_fields__) == THRESHOLD_FIELDS
     assert set(schedule_class("relay").Options.__dataclass_fields__) == RELAY_FIELDS
     assert set(schedule_class("parallel").Options.__dataclass_fields__) == PARALLEL_FIELDS
+    assert set(schedule_class("asynchronous").Options.__dataclass_fields__) == ASYNCHRONOUS_FIELDS
 
 
 def test_importing_needs_no_extra_and_asks_no_network():

@@ -42,6 +42,11 @@ SCHEDULES = {
     "concatenated": {"schedule": "parallel", "server_order": "concatenated"},
     "v3": {"schedule": "parallel", "server_copies": True, "private_clients": True},
     "psl": {"schedule": "parallel", "server_order": "arrival", "private_clients": True, "participation": 0.5},
+    "v1-clock": {"schedule": "parallel", "server_copies": True, "uplink": 1.0, "latency": 5.0, "speeds": "1e5,1e6"},
+    "relay-clock": {"uplink": 1.0, "latency": 5.0, "speeds": "1e5,1e6"},
+    "fedasync": {"schedule": "asynchronous"},
+    "fedasync-clock": {"schedule": "asynchronous", "server_copies": True, "speeds": "1e5,1e6", "uplink": 1.0},
+    "fedbuff-clock": {"schedule": "asynchronous", "merge": "fedbuff", "buffer_size": 2, "speeds": "1e5,1e6", "fairness": 2},
 }
 
 
@@ -63,6 +68,8 @@ def test_law8_rebuilt_at_every_mark(method, schedule, codec, tail, tmp_path):
         or (tail and method_class(method).needs_labels)
     ):
         pytest.skip("refused, see legal.py")
+    if method == "loss_threshold" and SCHEDULES[schedule].get("schedule") == "asynchronous":
+        pytest.skip("refused, see legal.py")
     fields = {
         "method": method,
         "codec": codec,
@@ -81,7 +88,7 @@ def test_law8_rebuilt_at_every_mark(method, schedule, codec, tail, tmp_path):
     # 3 steps a turn: a mark after the second and one at the turn's end, 6 turns, and the last ends the run
     resting = 2 if method == "loss_threshold" else 0  # in their third turn clients take no step
     assert stops == 6 * 2 - 1 - resting or recipe.schedule != "relay"
-    assert stops > 3
+    assert stops > 2
     for name in whole.modules:
         assert equal(whole.modules[name], broken.modules[name]), name
     # a party that starts again says hello once more; what carries tensors is the same
@@ -95,6 +102,7 @@ def test_law8_rebuilt_at_every_mark(method, schedule, codec, tail, tmp_path):
         for run in (whole, broken)
     )
     assert mine == theirs
+    assert whole.summary["simulated"] == broken.summary["simulated"]
     timeless = [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in whole.records]
     assert timeless == [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in broken.records]
     lines = [json.loads(line) for line in (tmp_path / "broken" / "records.jsonl").read_text().splitlines()]

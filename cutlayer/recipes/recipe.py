@@ -30,7 +30,15 @@ def _pairs(value: Any) -> Any:
     return {role.strip(): codec.strip() for role, _, codec in pairs}
 
 
+def _list(value: Any) -> Any:
+    """Accept "1e9,2e9" and a single number where a list of numbers is wanted."""
+    if isinstance(value, str):
+        return [part for part in value.split(",") if part]
+    return [value] if isinstance(value, int | float) else value
+
+
 Positive = Annotated[int, Field(ge=1)]
+Above = Annotated[float, Field(gt=0)]
 Pairs = Annotated[dict[str, str], pydantic.BeforeValidator(_pairs)]
 
 
@@ -83,11 +91,24 @@ class Recipe:
     device: Annotated[str, "cpu or cuda"] = "cpu"
     seed: Annotated[Annotated[int, Field(ge=0)], "of weights, order, augmentation and partition, each its own stream"] = 0
     transport: Annotated[Literal["inprocess"], "how the parties are joined"] = "inprocess"
+    uplink: Annotated[Above | None, "Mbit/s from each client; with any of these five, seconds are simulated"] = None
+    downlink: Annotated[Above | None, "Mbit/s to each client"] = None
+    latency: Annotated[Annotated[float, Field(ge=0)], "ms each way"] = 0.0
+    speeds: Annotated[
+        Annotated[tuple[Above, ...], pydantic.BeforeValidator(_list)],
+        "multiply-adds per second of each client, or one for all: 1e9,2e9",
+    ] = ()
+    server_speed: Annotated[Above | None, "multiply-adds per second of the server"] = None
     evaluate_every: Annotated[Positive, "rounds between evaluations; the last five are always evaluated"] = 1
     diagnose_every: Annotated[Annotated[int, Field(ge=0)], "steps between looks at the gradient at the cut; 0: never"] = 0
     checkpoint_every: Annotated[Annotated[int, Field(ge=0)], "steps between marks inside a round; 0: at turns only"] = 0
     tap: Annotated[bool, "write every message as it crosses to OUT/tap"] = False
     options: Annotated[dict[str, Any], "of the method and of the schedule"] = dataclasses.field(default_factory=dict)
+
+    def simulated(self) -> dict[str, Any]:
+        """Return the parameters of the virtual clock; empty if there is none."""
+        found = {name: getattr(self, name) for name in ("uplink", "downlink", "latency", "speeds", "server_speed")}
+        return found if any(found.values()) else {}
 
     def method_options(self) -> Any:
         """Return the method's own frozen options."""

@@ -90,6 +90,12 @@ SCHEMES: dict[str, Scheme] = {
         "all clients at once on their own losses, one top in order of arrival; bottoms and heads averaged every round",
         "Mu & Shen, arXiv 2507.15816", "in FSL-SAGE's code the period begins anew in every round and clients come one after another",
     ),
+    "async_splitfed": Scheme(
+        {"method": "backprop", "schedule": "asynchronous"},
+        "activations and labels up, gradients down; client weights up and down after every turn of a client",
+        "one top in order of arrival; every client model is mixed in as it comes, and its client goes on at once",
+        "FedAsync, arXiv 1903.03934, and FedBuff, arXiv 2106.06639, over SplitFed",
+    ),
     "async_loss": Scheme(
         {"method": "loss_threshold", **RELAY, "codec": {"smashed": "float8", "cut_grad": "float8"}},
         "A: activations and labels up, gradients down; B: activations and labels up; C: nothing",

@@ -70,7 +70,7 @@ class Asynchronous:
         self.last = dict.fromkeys(range(plan.num_clients), 0)  # all steps when this client's last was over
         self.since = dict.fromkeys(range(plan.num_clients), 0)  # steps of others between its last two
         self.held: deque[Message] = deque()
-        self.bases: dict[int, tuple[int, State]] = {}  # what a client started its turn from: version, weights
+        self.bases: dict[int, tuple[int, int, State]] = {}  # what a client started its turn from: version, round, weights
         self.buffer: list[tuple[int, float, State, State]] = []  # client, weight, from what, to what
         self.histogram: dict[int, int] = {}
 
@@ -121,19 +121,20 @@ class Asynchronous:
     def _go(self, server: "Server", k: int, over: bool) -> Message:
         begins = k not in self.bases  # else it only said hello again in the middle of a turn
         if begins and not over:
-            self.bases[k] = server.version, self._global(server)
+            self.bases[k] = server.version, self.round, self._global(server)
             if self.server_copies:
                 server.copies[k].load_state_dict(server.top.state_dict())
         # whoever has trained has moved away from the merged weights, so they are sent whatever their version
         weights = begins and self.taken[k] > 0
-        return server.go(k, round=self.taken[k], pace=self.round, give_back=1, stop=over, weights=weights)
+        pace = self.bases[k][1] if k in self.bases else self.round
+        return server.go(k, round=self.taken[k], pace=pace, give_back=1, stop=over, weights=weights)
 
     def _global(self, server: "Server") -> dict[str, Tensor]:
         top = {f"/{name}": t.clone() for name, t in server.top.state_dict().items()} if self.server_copies else {}
         return dict(server.weights) | top
 
     def _arrive(self, server: "Server", k: int) -> None:
-        version, base = self.bases.pop(k)
+        version, _, base = self.bases.pop(k)
         mine: dict[str, Tensor] = server.arrived.pop(k)
         if self.server_copies:
             mine |= {f"/{name}": t.clone() for name, t in server.copies[k].state_dict().items()}
@@ -166,4 +167,4 @@ class Asynchronous:
         self.buffer = [(k, w, old, new) for k, w, old, new in state["buffer"]]
         for name in ("taken", "steps", "last", "since", "histogram"):
             setattr(self, name, dict(state[name]))
-        self.bases = {k: (version, base) for k, (version, base) in state["bases"]}
+        self.bases = {k: (version, round, base) for k, (version, round, base) in state["bases"]}

@@ -1,19 +1,17 @@
 """All parties in one process: the reference that every other transport has to equal, bit for bit and byte for byte."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-from ..meter import Direction, Meter
+from ..meter import Meter
 from ..server import Server
-from ..wire import Codecs, Collect, Exchange, Message, Packed, pack, unpack
-
-Tap = Callable[[Direction, Packed], None]
-Ends = Sequence[tuple[Codecs, Codecs]]  # by client: its own end and the server's
+from ..wire import Collect, Exchange, Message
+from .link import Ends, Link, Replayed, Tap, find
 
 
 def run(
     programs: Mapping[int, Exchange[None]],
-    server: Server,
+    server: Server | Replayed,
     codecs: Ends,
     meter: Meter,
     *,
@@ -30,26 +28,17 @@ def run(
     running: deque[tuple[int, Message | None]] = deque((k, None) for k in programs)
     waits: dict[int, int | None] = {}  # who waits, and for which step (None: any)
 
-    def carry(direction: Direction, message: Message) -> Message:
-        mine, theirs = codecs[message.client] if direction == "up" else reversed(codecs[message.client])
-        begin = meter.now()
-        packed = pack(message, mine)
-        arrived = unpack(packed, theirs)
-        meter.seconds["codec"] += meter.now() - begin
-        meter.count(direction, packed)
-        if tap:
-            tap(direction, packed)
-        return arrived
+    link = Link(codecs, meter, tap)
 
     def serve(message: Message) -> None:
         for reply in server.handle(message):
-            inbox[reply.client].append(carry("down", reply))
+            inbox[reply.client].append(link.carry("down", reply)[0])
 
     while running or waits:
         if not running:  # nobody can go on, so whatever the server had put off is now due
             _drain(behind, serve)
-        for k in [k for k in waits if (found := _find(inbox[k], waits[k])) is not None]:
-            found = _find(inbox[k], waits.pop(k))
+        for k in [k for k in waits if (found := find(inbox[k], waits[k])) is not None]:
+            found = find(inbox[k], waits.pop(k))
             assert found is not None
             inbox[k].remove(found)
             running.append((k, found))
@@ -63,7 +52,7 @@ def run(
         if isinstance(sent, Collect):
             waits[k] = sent.step
             continue
-        arrived = carry("up", sent)
+        arrived, _ = link.carry("up", sent)
         if sent.reply == "wait":
             waits[k] = None
             _drain(behind, serve)
@@ -79,7 +68,3 @@ def run(
 def _drain(behind: deque[Message], serve: Callable[[Message], None]) -> None:
     while behind:
         serve(behind.popleft())
-
-
-def _find(messages: deque[Message], step: int | None) -> Message | None:
-    return next((m for m in messages if step is None or m.step == step), None)

@@ -1,0 +1,53 @@
+"""The one place where data cross between parties that share a process: packed, counted, seen by a tap, unpacked."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ..meter import Direction, Meter
+from ..server import Server
+from ..wire import Codecs, Message, Packed, pack, unpack
+
+Tap = Callable[[Direction, Packed], None]
+Ends = Sequence[tuple[Codecs, Codecs]]  # by client: its own end and the server's
+
+
+class Link:
+    """Carries messages in both directions; `tap` sees whole messages as they cross, after the codec."""
+
+    def __init__(self, codecs: Ends, meter: Meter, tap: Tap | None = None) -> None:
+        self.codecs, self.meter, self.tap = codecs, meter, tap
+
+    def carry(self, direction: Direction, message: Message) -> tuple[Message, Packed]:
+        """Return a message as it arrives, and as it crossed."""
+        mine, theirs = self.codecs[message.client] if direction == "up" else reversed(self.codecs[message.client])
+        begin = self.meter.now()
+        packed = pack(message, mine)
+        arrived = unpack(packed, theirs)
+        self.meter.seconds["codec"] += self.meter.now() - begin
+        self.meter.count(direction, packed)
+        if self.tap:
+            self.tap(direction, packed)
+        return arrived, packed
+
+
+class Replayed:
+    """A server that handles messages in a recorded order, whatever order they come in; hellos and marks pass."""
+
+    def __init__(self, server: Server, order: Sequence[int]) -> None:
+        self.server, self.order, self.position = server, order, 0
+        self.held: dict[int, deque[Message]] = {}
+
+    def handle(self, message: Message) -> list[Message]:
+        if message.is_mark or message.is_hello:
+            return self.server.handle(message)
+        self.held.setdefault(message.client, deque()).append(message)
+        replies: list[Message] = []
+        while self.position < len(self.order) and (mine := self.held.get(self.order[self.position])):
+            self.position += 1
+            replies += self.server.handle(mine.popleft())
+        return replies
+
+
+def find(messages: deque[Message], step: int | None) -> Message | None:
+    """Return the first message that answers a step, or any."""
+    return next((m for m in messages if step is None or m.step == step), None)
