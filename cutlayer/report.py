@@ -50,6 +50,8 @@ LEGEND = (
      "state; on a GPU the growth of allocated memory in place of saved tensors."),
     ("multiply-adds", "of one sample's forward pass through all that a client holds: bottom, auxiliary head, decoder, tail."),
     ("seconds", "wall-clock time of the whole run, all parties and the evaluation on one machine."),
+    ("simulated", "modelled, not measured: multiply-adds over speed, bits over bandwidth plus latency, with the uplink, downlink, "
+     "latency, speeds and server_speed of the recipe below."),
     ("±", "mean over seeds and half-width of the 95 % Student-t interval; hover for the single seeds. "
      "In figures thick curves and bars are means, thin curves the single seeds."),
 )  # fmt: skip
@@ -111,6 +113,8 @@ def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
     scale, unit, digits = (100, " %", 2) if "accuracy" in metric else (1, "", 4)
     header = ["run", "seeds", *(f"{metric} {when}{unit}" for when in ("final", "last 5", "peak")), "bytes up", "bytes down"]
     header += ["client peak memory", "server peak memory", "client multiply-adds / sample", "seconds"]
+    clocked = any(run.summary.get("simulated") for group in groups for run in group.runs)
+    header += ["simulated seconds"] if clocked else []
 
     def part(name: str, key: str) -> Callable[[Run], float | None]:
         return lambda run: (run.summary.get(name) or {}).get(key) or None
@@ -133,6 +137,8 @@ def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
             row.append(_cell(runs, part("peak_memory_bytes", side), human, "{:,} bytes"))
         row.append(_cell(runs, macs, lambda v: human(v, ""), "{:,} multiply-adds"))
         row.append(_cell(runs, lambda run: run.summary.get("seconds_total"), lambda v: f"{v:,.1f}", "{:.3f} s"))
+        if clocked:
+            row.append(_cell(runs, part("simulated", "seconds"), lambda v: f"{v:,.1f}", "{:.6f} simulated s"))
         table.append(row)
     return header, table
 

@@ -8,6 +8,7 @@ from conftest import equal, small_data, small_model
 
 import cutlayer as cl
 from cutlayer.averaging import add_changes, mix
+from cutlayer.errors import BadInput
 from cutlayer.recipes.recipe import make
 from cutlayer.run import train
 from cutlayer.schedules import Plan
@@ -149,3 +150,23 @@ def test_the_clock_changes_no_weight_where_nothing_depends_on_order():
 def timed_run(parts, scheme, how):
     clients = cl.partition.contiguous(small_data(n=24).train, num_clients=3)
     return cl.run(parts, clients, scheme=scheme, **QUICK, **how)
+
+
+def test_reports_say_simulated_with_the_parameters(tmp_path):
+    from cutlayer.report import Run, rows
+
+    parts = cl.cut(small_model(), "stage1.block1")
+    timed, plain = timed_run(parts, "vanilla", SLOW), timed_run(parts, "vanilla", {})
+    header, table = rows([Run(timed.summary, timed.records), Run(plain.summary, plain.records)])
+    assert header[-1] == "simulated seconds"
+    assert table[0][-1] == f"{timed.summary['simulated']['seconds']:.1f}"
+    assert table[1][-1] == "-"
+    page = timed.report(tmp_path / "r.html").read_text()
+    assert "modelled, not measured" in page
+    assert "server_speed" in page
+    assert "simulated seconds" not in rows([Run(plain.summary, plain.records)])[0]
+
+
+def test_speeds_are_for_one_client_each_or_for_all():
+    with pytest.raises(BadInput, match="2 are given for 3 clients"):
+        make({"num_clients": 3, "speeds": "1e9,2e9"})

@@ -70,6 +70,8 @@ def refusal(recipe: Recipe) -> str | None:
         )
     if hasattr(method, "server_part") and hasattr(schedule, "merge"):
         return f"method {recipe.method!r} decides for all clients at the end of a round, and schedule asynchronous has none in common"
+    if len(recipe.speeds) not in (0, 1, recipe.num_clients):
+        return f"speeds: {len(recipe.speeds)} are given for {recipe.num_clients} clients; give one for each, or one for all"
     if not _has(recipe.device):
         return f"device = {recipe.device!r} is not there; use cpu, or cuda on a machine where torch finds it"
     if recipe.nesterov and not (recipe.optimizer == "sgd" and recipe.momentum > 0):
