@@ -146,6 +146,7 @@ PRICED = [
     {"scheme": "splitfed_v1", "sync_every": "2 batches"},
     {"scheme": "splitfed_v2", "batch_norm": "local", "participation": 0.5, "num_clients": 3},
     {"scheme": "fedavg", "codec": {"weights": "float16"}},
+    {"scheme": "async_splitfed", "merge": "fedbuff", "buffer_size": 2},
 ]
 
 

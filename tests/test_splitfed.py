@@ -225,7 +225,8 @@ def test_private_clients_are_told_as_mean_least_and_most():
 
 REFUSED = [
     ({"schedule": "parallel", "hand_over": "carry"}, "hand_over = 'carry'"),
-    ({"schedule": "parallel", "sync_every": "sometimes"}, "sync_every = 'sometimes'"),
+    ({"schedule": "parallel", "sync_every": "sometimes"}, "sync_every = 'sometimes': Value error, write 5 batches"),
+    ({"schedule": "parallel", "sync_every": "0 rounds"}, "sync_every = '0 rounds'"),
     ({"schedule": "parallel", "participation": 0}, "participation = 0"),
     ({"scheme": "splitfed_v1", "server_order": "concatenated"}, "one server step on all clients' batches"),
     ({"scheme": "vanilla", "server_copies": True}, "server_copies is an option of schedule parallel"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..streams import stream
 from ..wire import Message
@@ -17,7 +17,22 @@ from .base import Plan
 if TYPE_CHECKING:
     from ..server import Server
 
-PERIOD = r"^(never|[1-9]\d* ?(batch(es)?|epochs?|rounds?))$"
+PERIOD = re.compile(r"(\d+) ?(batch|epoch|round)(?:es|s)?")
+
+
+def period(sync_every: str) -> tuple[int, str]:
+    """Return number and unit (batch, epoch, round) of a period; never is 0 rounds."""
+    if sync_every == "never":
+        return 0, "round"
+    found = PERIOD.fullmatch(sync_every)
+    if found is None or found[1].startswith("0"):
+        raise ValueError("write 5 batches, 1 epoch, 2 rounds, or never")
+    return int(found[1]), found[2]
+
+
+def _checked(sync_every: str) -> str:
+    period(sync_every)
+    return sync_every
 
 
 @dataclass(frozen=True)
@@ -47,18 +62,9 @@ class ParallelOptions(AveragingOptions):
     ] = "client_major"
     private_clients: Annotated[bool, "client models are never averaged (SplitFed V3 with server_copies)"] = False
     sync_every: Annotated[
-        Annotated[str, Field(pattern=PERIOD)], "when models are averaged: 5 batches, 1 epoch, 2 rounds, never"
+        Annotated[str, AfterValidator(_checked)], "when models are averaged: 5 batches, 1 epoch, 2 rounds, never"
     ] = "1 round"
     participation: Annotated[Annotated[float, Field(gt=0, le=1)], "share of the clients drawn in each round"] = 1.0
-
-
-def period(sync_every: str) -> tuple[int, str]:
-    """Return number and unit (batch, epoch, round) of a period; never is 0 rounds."""
-    if sync_every == "never":
-        return 0, "round"
-    found = re.fullmatch(r"(\d+) ?(batch|epoch|round)(?:es|s)?", sync_every)
-    assert found is not None
-    return int(found[1]), found[2]
 
 
 class Parallel:
