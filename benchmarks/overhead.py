@@ -21,7 +21,8 @@ from plain_split import Conventional, Decoupled
 
 import cutlayer as cl
 from cutlayer.client import Batches
-from cutlayer.parties import build, fitted
+from cutlayer.fit import fitted
+from cutlayer.parties import build
 from cutlayer.program import program
 from cutlayer.recipes.recipe import make
 from cutlayer.streams import stream

@@ -39,9 +39,9 @@ def add_auxiliary(options: AuxiliaryOptions, client: "Client") -> None:
 
 def auxiliary_loss(head: nn.Module, z: Smashed, batch: Batch, task: Task) -> Tensor:
     """Return the task's loss of the head's own prediction."""
-    return task.loss(head(z.main), batch.y)
+    return task.loss(z.into(head), batch.y)
 
 
 def reconstruction_loss(decoder: nn.Module, z: Smashed, batch: Batch, task: Task) -> Tensor:
     """Return the binary cross-entropy of the decoded logits against the input in [0, 1], as the network saw it."""
-    return F.binary_cross_entropy_with_logits(decoder(z.main).float(), task.to_unit(batch.x))
+    return F.binary_cross_entropy_with_logits(z.into(decoder).float(), task.to_unit(batch.x))

@@ -1,6 +1,7 @@
 """cutlayer run | compare | show | report | list."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -68,7 +69,8 @@ def run(
 
         show_estimate(made.name or made.scheme, estimate(made))
         return 0
-    folder = out or Path("runs") / f"{made.name or 'run'}-{made.digest()[:8]}"
+    called = re.sub(r"[^\w.-]+", "-", made.name).strip(".") or "run"
+    folder = out or Path("runs") / f"{called}-{made.digest()[:8]}"
     with progress_bar() as bar:
         done = run_in(made, folder, progress=follow(bar, made.name or recipe))
     show_runs([done])
@@ -242,6 +244,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()
         return FAILED
+    except OSError as error:
+        print(f"cutlayer: {str(error.filename)!r}: {error.strerror}; give another path", file=sys.stderr)
+        return WRONG
     except KeyboardInterrupt:
         print("cutlayer: interrupted; the same command goes on from the last mark", file=sys.stderr)
         return INTERRUPTED

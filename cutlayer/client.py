@@ -1,8 +1,7 @@
 """A data owner: its modules, its optimizer, and the only places where something leaves it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -14,46 +13,11 @@ from .errors import BadInput
 from .frozen import frozen as freeze
 from .meter import Meter, owned_bytes
 from .task import Batch, Task
+from .training import Training, parameters_of
 from .wire import Exchange, Message, Reply
 
 Record = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Smashed, Batch, Task], Tensor]
-
-
-@dataclass(frozen=True)
-class Training:
-    """How either side takes a step: autocast, learning rate by round, FedProx's pull (Li et al., arXiv 1812.06127), clipping."""
-
-    make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-    factor: Callable[[int], float] = field(default=lambda round: 1.0)
-    clip: float | None = None
-    prox: float = 0.0
-    autocast: Callable[[], AbstractContextManager[Any]] = torch.enable_grad
-
-    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        optimizer = self.make_optimizer([{"params": list(module.parameters())}])
-        for group in optimizer.param_groups:
-            group["base_lr"] = group["lr"]
-        return optimizer
-
-    def set_round(self, optimizer: torch.optim.Optimizer, round: int, scale: float = 1.0) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self.factor(round) * scale
-
-    def step(self, optimizer: torch.optim.Optimizer, anchor: Sequence[Tensor] = ()) -> None:
-        """Take one optimizer step and clear the gradients; `anchor` is where prox pulls the optimizer's parameters to."""
-        for parameter, home in zip(_parameters(optimizer) if anchor else (), anchor, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - home, alpha=self.prox)
-        if self.clip is not None:
-            for group in optimizer.param_groups:
-                torch.nn.utils.clip_grad_norm_(group["params"], self.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 class Batches(NamedTuple):
@@ -117,17 +81,24 @@ class Client:
     def forward(self, batch: Batch, frozen: bool = False) -> Smashed:
         """Return the smashed data (N, *cut) of a batch; frozen: without a graph and without a trace in running statistics."""
         bottom = self.modules["bottom"]
-        with self.meter.phase("client_forward", self.id), freeze(bottom) if frozen else nullcontext(), self.training.autocast():
-            z = Smashed.of(bottom(batch.x))
+        with (
+            self.meter.phase("client_forward", self.id),
+            freeze(bottom) if frozen else nullcontext(),
+            self._computing("bottom"),
+        ):
+            z = Smashed.through(bottom, batch)
         self._spent("bottom", len(batch.y), not frozen)
         return z
 
     def loss(self, name: str, z: Smashed, batch: Batch) -> Tensor:
         """Return the loss of an added module on z."""
-        with self.meter.phase("client_forward", self.id), self.training.autocast():
+        with self.meter.phase("client_forward", self.id), self._computing(name):
             loss = self.losses[name](self.modules[name], z, batch, self.task)
         self._spent(name, len(batch.y), True)
         return loss
+
+    def _computing(self, part: str) -> AbstractContextManager[None]:
+        return self.training.computing(part, self.id, self.round, self.step)
 
     def _spent(self, part: str, samples: int, backward: bool) -> None:
         self.meter.spend(str(self.id), part, samples)
@@ -141,13 +112,13 @@ class Client:
         (the tail's own gradients wait for `update`).
         """
         reply: Reply = "wait" if gradient else "none"
-        tensors = {**z.detach().tensors("smashed"), **{f"context/{k}": v for k, v in batch.context.items()}}
+        tensors = z.detach().tensors("smashed")
         if "tail" not in self.modules:
             return (yield from self._ask("smashed", {**tensors, "labels": batch.y}, reply))
         answer = yield from self._ask("smashed", tensors, "wait", open=True)
         assert answer is not None
         features = answer.tensors["features"].requires_grad_()
-        with self.meter.phase("client_forward", self.id), self.training.autocast():
+        with self.meter.phase("client_forward", self.id), self._computing("tail"):
             loss = self.task.loss(self.modules["tail"](features), batch.y)
         with self.meter.phase("client_backward", self.id):
             loss.backward()
@@ -212,7 +183,7 @@ class Client:
             load_slots(self, {role: t for role, t in go.tensors.items() if role.startswith("optimizer/")})
         version, round = int(go.numbers["version"]), int(go.numbers["round"])
         if self.training.prox and (version > self.version or not self.anchor):
-            self.anchor = [parameter.detach().clone() for parameter in _parameters(self.optimizer)]
+            self.anchor = [parameter.detach().clone() for parameter in parameters_of(self.optimizer)]
         if round != self.round:
             self.round, self.step = round, 0
         self.version, self.give_back, self.orders = version, int(go.numbers["return"]), dict(go.numbers)

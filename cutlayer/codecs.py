@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .errors import RunFailed
-from .named import find
+from .named import find, made
 from .wire import Codec
 
 
@@ -102,5 +102,8 @@ CODECS: dict[str, Entry] = {
 
 def build(names: Mapping[str, str]) -> dict[str, Codec]:
     """Return fresh codecs for one end of one client, by role family; raises BadInput on an unknown codec."""
-    rows = {role: find("codec", name, CODECS) for role, name in names.items()}
-    return {role: getattr(row, "build", row)(role) for role, row in rows.items()}
+    built = {}
+    for role, name in names.items():
+        row = find("codec", name, CODECS)
+        built[role] = made("codec", name, getattr(row, "build", row), Codec, role)  # type: ignore[type-abstract]
+    return built

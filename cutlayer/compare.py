@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import RunFailed
+from .errors import BadInput, RunFailed
 from .outputs import check_folder
-from .recipes import FIELDS, Recipe, override
+from .recipes import FIELDS, Recipe, options_of, override
 from .recipes.recipe import make
 from .recipes.schemes import BASELINES, SCHEMES
 from .report import Run, read
@@ -18,13 +18,21 @@ Over = Mapping[str, Sequence[Any]]
 
 
 def cells(fields: Mapping[str, Any], over: Over, seeds: Sequence[int]) -> Iterator[Recipe]:
-    """Yield a recipe for every combination of the values in `over` and every seed.
+    """Yield a recipe for every combination of the values in `over` and every seed, once each.
 
-    Options that belong to another method than the cell's are left out, so one recipe can be compared over methods.
-    Raises BadInput as `recipes.make` does.
+    Options that belong to another method or schedule than the cell's are left out, so heads can be compared beside backprop.
+    Raises BadInput as `recipes.make` does, and for an option that no cell has.
     """
-    for values in itertools.product(*over.values(), seeds):
-        yield override(fields, dict(zip([*over, "seed"], values, strict=True)))
+    products = [dict(zip([*over, "seed"], values, strict=True)) for values in itertools.product(*over.values(), seeds)]
+    had = [options_of(fields, {k: v for k, v in changes.items() if k in FIELDS}) for changes in products]
+    known = set(FIELDS).union(*had)
+    seen = set()
+    for changes, own in zip(products, had, strict=True):
+        kept = {k: v for k, v in changes.items() if k in FIELDS or k in own or k not in known}
+        recipe = override(fields, kept)
+        if recipe.digest() not in seen:
+            seen.add(recipe.digest())
+            yield recipe
 
 
 OF_A_CUT = ("scheme", "method", "schedule", "cut", "tail", "codec", "diagnose_every", "tap")
@@ -72,7 +80,8 @@ def compare(
 ) -> tuple[list[Run], bool]:
     """Run every recipe that is not done, in order; return what is done, and whether that is all.
 
-    A run that fails is told to `failed` and the others go on. After `max_minutes` the run in progress stops at its next mark.
+    A run that fails, or whose input is wrong, is told to `failed` and the others go on.
+    After `max_minutes` the run in progress stops at its next mark.
     """
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     done, complete = [], True
@@ -85,7 +94,9 @@ def compare(
             done.append(run_in(recipe, folder, progress=progress(i, recipe), deadline=deadline))
         except Paused:
             complete = False
-        except RunFailed as error:
+        except (RunFailed, BadInput) as error:
+            if len(recipes) == 1 and isinstance(error, BadInput):
+                raise
             failed(recipe, error)
             complete = False
     return done, complete

@@ -5,31 +5,31 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .cut import Smashed
+from .task import Batch
 
 
-def macs(modules: dict[str, nn.Module], input_shape: tuple[int, ...]) -> dict[str, int]:
-    """Return the multiply-adds of one sample's forward pass through each part (matrix products and convolutions)."""
-    device = next(modules["bottom"].parameters()).device
+def macs(modules: dict[str, nn.Module], batch: Batch) -> dict[str, int]:
+    """Return the multiply-adds of the forward pass of a batch of one sample through each part (matrix products and convolutions)."""
     was = {name: module.training for name, module in modules.items()}
     counts: dict[str, int] = {}
     with torch.no_grad():
         for module in modules.values():
             module.eval()
         values: dict[str, Smashed] = {}
-        x = torch.zeros(1, *input_shape, device=device)
         for name in ("bottom", "auxiliary", "decoder", "top", "tail"):
             if name not in modules:
                 continue
             with FlopCounterMode(display=False) as counter:
                 if name == "bottom":
-                    values["z"] = Smashed.of(modules[name](x))
+                    values["z"] = Smashed.through(modules[name], batch)
                 elif name == "tail":
                     modules[name](values["features"].main)
                 else:
                     z = values["z"]
-                    output = modules[name](z.main, **(z.others if name == "top" else {}))
                     if name == "top":
-                        values["features"] = Smashed(output)
+                        values["features"] = Smashed(modules[name](z.main, **z.others))
+                    else:
+                        z.into(modules[name])
             counts[name] = counter.get_total_flops() // 2
     for name, module in modules.items():
         module.train(was[name])

@@ -4,12 +4,12 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .errors import BadInput, unknown
 from .models import later_stages
-from .trace import divide_traced, is_in_place
+from .task import Batch
+from .trace import divide_traced
 
 
 class Smashed(NamedTuple):
@@ -28,6 +28,16 @@ class Smashed(NamedTuple):
             if not isinstance(value, Tensor):
                 raise BadInput(f"{name!r}, a {type(value).__name__}, would cross the cut; cut where only tensors cross")
         return cls(values.pop("main"), values)
+
+    @classmethod
+    def through(cls, bottom: nn.Module, batch: Batch) -> "Smashed":
+        """Return what a bottom gives for a batch."""
+        return cls.of(bottom(batch.x, **batch.inputs))
+
+    def into(self, head: nn.Module) -> Tensor:
+        """Return what a head at the cut gives; one whose `takes_others` is true is given the other tensors by name as well."""
+        output: Tensor = head(self.main, **self.others) if getattr(head, "takes_others", False) else head(self.main)
+        return output
 
     def detach(self) -> "Smashed":
         return Smashed(self.main.detach(), {name: value.detach() for name, value in self.others.items()})
@@ -89,7 +99,7 @@ def cut(model: nn.Module, at: str, tail: str | None = None) -> Parts:
     if tail is not None:
         path = _last(top) if tail == "last" and sequence else _resolve(model, tail)
         top, end = divide_sequence(top, path, "tail") if sequence else divide_traced(top, path, single=True)
-    _refuse_shared({"bottom": bottom, "top": top} | ({"tail": end} if end is not None else {}))
+    refuse_shared({"bottom": bottom, "top": top} | ({"tail": end} if end is not None else {}))
     return Parts(bottom, top, end, later_stages(model, _resolve(model, at)))
 
 
@@ -159,21 +169,14 @@ def _divide(model: nn.Module, path: list[str]) -> tuple[nn.Sequential, nn.Sequen
     return sides
 
 
-def _refuse_shared(parts: Mapping[str, nn.Module]) -> None:
+def refuse_shared(parts: Mapping[str, nn.Module]) -> None:
+    """Raise BadInput if a tensor lies on two sides."""
     owner: dict[int, tuple[str, str]] = {}
     for part, module in parts.items():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            other, first = owner.setdefault(id(tensor), (part, name))
+            # by storage, because tensors can be tied by their data as well
+            other, first = owner.setdefault(tensor.untyped_storage().data_ptr() or id(tensor), (part, name))
             if other != part:
                 raise BadInput(
                     f"{first!r} of the {other} is {name!r} of the {part}: one tensor on both sides of the cut; untie it or cut elsewhere"
                 )
-
-
-def starts_in_place(top: nn.Module) -> bool:
-    """Return whether a top may overwrite its input, which a received leaf does not allow; it is then given a copy."""
-    if isinstance(top, torch.fx.GraphModule):
-        return any(is_in_place(top, user) for node in top.graph.nodes if node.op == "placeholder" for user in node.users)
-    while is_sequence(top) and len(top._modules):
-        top = next(iter(top.children()))
-    return any(getattr(module, "inplace", False) for module in top.modules())

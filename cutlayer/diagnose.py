@@ -51,7 +51,7 @@ def look(method: Method, client: Client, server: Server, batch: Batch) -> Record
     twin.modules = copy.deepcopy(client.modules)
     twin.meter = type(client.meter)()
     with torch.no_grad(), client.training.autocast():
-        z = Smashed.of(twin.modules["bottom"](batch.x))
+        z = Smashed.through(twin.modules["bottom"], batch)
     leaf = Smashed(z.main.float().requires_grad_(), z.others)
     flat = leaf.main.detach().flatten(1)
     record = {"activation_norm": flat.norm(dim=1).mean(), "effective_rank": effective_rank(flat)}

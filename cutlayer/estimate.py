@@ -14,8 +14,9 @@ from .costs import macs
 from .cut import Parts
 from .data.partition import Partition, split
 from .data.sources import Source
+from .fit import fitted
 from .meter import Direction
-from .parties import Parties, build, fitted, order
+from .parties import Parties, build, order
 from .program import program
 from .recipes.recipe import Recipe, names_of
 from .run import data_of, parts_of, task_of
@@ -59,7 +60,7 @@ def estimate(recipe: Recipe) -> Estimate:
         if getattr(recipe.schedule_options(), "server_copies", False):
             peak["server"] += (len(clients) - 1) * probe.server.owned()
         modules = probe.modules()
-        counts = macs(modules, task.input_shape)
+        counts = macs(modules, data.train.batch(torch.tensor([0]), None))
         total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns)
         for (size, t), count in steps.items():
             for key, nbytes in costs[size][t % period].items():

@@ -33,15 +33,19 @@ def recomposed(
         with torch.no_grad(), autocast():
             for index in torch.arange(len(source)).split(batch_size):
                 batch = source.batch(index, None)
-                z = Smashed.of(modules["bottom"](place(batch.x)))
+                z = Smashed.through(modules["bottom"], batch._replace(x=place(batch.x)))
                 output = modules["top"](z.main, **z.others)
                 outputs[""].append(modules["tail"](output) if "tail" in modules else output)
                 if "auxiliary" in modules:
-                    outputs.setdefault("auxiliary_", []).append(modules["auxiliary"](z.main))
+                    outputs.setdefault("auxiliary_", []).append(z.into(modules["auxiliary"]))
                 targets.append(batch.y)
     finally:
         for name, module in modules.items():
             module.train(was[name])
     y = torch.cat(targets)
     joined = {prefix: torch.cat(values).float() for prefix, values in outputs.items()}
-    return {f"{prefix}{name}": metric(values, y) for prefix, values in joined.items() for name, metric in task.metrics.items()}
+    return {
+        f"{prefix}{name}": float(metric(values, y))
+        for prefix, values in joined.items()
+        for name, metric in task.metrics.items()
+    }

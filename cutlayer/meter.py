@@ -32,6 +32,9 @@ class Meter:
         self.sampling: dict[tuple[str, int], Saved] = {}
         self.cost: Mapping[str, int] = {}  # multiply-adds of one sample's forward pass by part; empty: work is not counted
         self.work: dict[str, float] = defaultdict(float)  # multiply-adds so far of "server" and of each client
+        self.again: set[tuple[str, int]] = (
+            set()
+        )  # whose next message, by direction and client, only repeats one of before a stop
         self.simulated: float | None = None  # seconds, where there is a virtual clock
 
     def spend(self, who: str, part: str, samples: int, passes: int = 1) -> None:
@@ -40,8 +43,15 @@ class Meter:
             self.work[who] += self.cost.get(part, 0) * samples * passes
 
     def count(self, direction: Direction, packed: Packed) -> None:
-        """Add one message: payload by role, and the frame's overhead to its first role (or its kind, where it has none)."""
+        """Add one message: payload by role, and the frame's overhead to its first role (or its kind, where it has none).
+
+        What is sent again because a party was started again is counted as "repeated".
+        """
         client = packed.message.client
+        if (direction, client) in self.again:
+            self.again.discard((direction, client))
+            self.wire[direction, "repeated", client] += packed.nbytes
+            return
         payload = packed.payload()
         for role, nbytes in payload.items():
             self.payload[direction, role, client] += nbytes

@@ -1,6 +1,7 @@
 """What a run leaves behind: records as they come, marks, the summary, weights, and events for TensorBoard."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -64,7 +65,7 @@ class Outputs:
                 out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise BadInput(f"out = {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
-            (out / "recipe.toml").write_text(to_toml(recipe.flat()))
+            write(out / "recipe.toml", to_toml(recipe.flat()))
             save_partition(clients, out / "partition.json")
             if not checkpoint.marks(out / "marks") and not (out / "summary.json").exists():
                 (out / "records.jsonl").write_text("")
@@ -87,7 +88,7 @@ class Outputs:
 
     def _write_records(self) -> None:
         if self.out is not None:
-            (self.out / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            write(self.out / "records.jsonl", "".join(json.dumps(record) + "\n" for record in self.records))
 
     def mark(self, parties: Parties, done: int) -> None:
         """Write a mark from which the run goes on, bit for bit."""
@@ -124,14 +125,15 @@ class Outputs:
             (self.out / "weights").mkdir(exist_ok=True)
             for name, module in modules.items():
                 save_file(
-                    {k: v.contiguous() for k, v in module.state_dict().items()}, self.out / "weights" / f"{name}.safetensors"
+                    {k: v.contiguous().clone() for k, v in module.state_dict().items()},
+                    self.out / "weights" / f"{name}.safetensors",
                 )
             if parties.clock is not None:
                 (self.out / "order.json").write_text(json.dumps(parties.clock.order))
             result.report(self.out / "report.html")
             self._events()
             # last, because a run whose summary exists is done
-            (self.out / "summary.json").write_text(json.dumps(result.summary, indent=1))
+            write(self.out / "summary.json", json.dumps(result.summary, indent=1))
             shutil.rmtree(self.out / "marks", ignore_errors=True)
         return result
 
@@ -181,7 +183,7 @@ class Outputs:
             "peak_memory_bytes": {side: meter.peak.get(side, 0) for side in ("client", "server")},
             "bytes_left_after_step": {side: meter.left.get(side, 0) for side in ("client", "server")},
             "held_byte_seconds": {side: meter.held_byte_seconds(side) for side in ("client", "server")},
-            "macs_per_sample": macs(one, task.input_shape),
+            "macs_per_sample": macs(one, source.batch(torch.tensor([0]), None)),
             "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in one.items()},
             "num_clients": len(self.clients),
             "samples": [len(share) for share in self.clients.shares],
@@ -192,6 +194,13 @@ class Outputs:
             "digest": self.recipe.digest(),
             **self.provenance,
         }
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    os.replace(new, path)
 
 
 def check_folder(recipe: Recipe, folder: Path) -> None:

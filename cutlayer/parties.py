@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from . import codecs
-from .client import Batches, Client, Training
+from .client import Batches, Client
 from .clock import Clock
 from .costs import macs
-from .cut import Parts, Smashed, starts_in_place
+from .cut import Parts
 from .data.partition import Partition
 from .data.sources import Source
-from .errors import BadInput
+from .fit import overwrites, two
 from .meter import Meter
 from .program import Method
 from .recipes.recipe import Recipe, method_class, schedule_class
@@ -27,6 +27,7 @@ from .schedules.parallel import period
 from .server import Server
 from .streams import stream
 from .task import Batch, Task
+from .training import Training
 from .transports.link import Ends
 
 
@@ -67,7 +68,7 @@ def training(recipe: Recipe) -> Training:
     device = torch.device(recipe.device).type
     bf16 = recipe.precision == "bfloat16"
     autocast = partial(torch.autocast, device, dtype=torch.bfloat16) if bf16 else nullcontext
-    return Training(make, lr_factor(recipe), recipe.clip, recipe.fedprox, autocast)
+    return Training(make, lr_factor(recipe), recipe.clip, recipe.fedprox, recipe.seed, autocast)
 
 
 def placement(recipe: Recipe) -> Callable[[Tensor], Tensor]:
@@ -93,7 +94,11 @@ def order(recipe: Recipe, n: int, client: int, round: int) -> list[Tensor]:
     for epoch in range(recipe.local_epochs):
         generator = stream(recipe.seed, "order", client, round * recipe.local_epochs + epoch)
         split = list(torch.randperm(n, generator=generator).split(recipe.batch_size))
-        if len(split) > 1 and (len(split[-1]) == 1 or (recipe.drop_last and len(split[-1]) < recipe.batch_size)):
+        if (
+            len(split) > 1
+            and recipe.batch_size > 1
+            and (len(split[-1]) == 1 or (recipe.drop_last and len(split[-1]) < recipe.batch_size))
+        ):
             split.pop()
         batches += split
     return batches
@@ -111,56 +116,6 @@ def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Ca
 
     num = len(order(recipe, len(share), client, 0))
     return Batches(iterate, num, num // recipe.local_epochs)
-
-
-def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
-    """Return the task with the shapes at the cut filled in, found by running two samples through all parts in eval mode.
-
-    Raises BadInput if a part cannot take what it is given, if the loss cannot take the output, or if a side has nothing to train.
-    """
-    for name, trained in (("bottom", [parts.bottom, parts.tail]), ("top", [parts.top])):
-        if recipe.cut != "none" and not any(p.requires_grad for part in trained if part is not None for p in part.parameters()):
-            raise BadInput(f"the {name} has no parameters to train; cut {'later' if name == 'bottom' else 'earlier'}")
-    labels = source.labels
-    last = int(labels.argmax()) if labels.dim() == 1 else len(source) - 1  # the largest class must have an output
-    batch = source.batch(torch.tensor([0, last]), None)
-    bottom, top, tail, _ = (
-        copy.deepcopy(part).to(batch.x.device).eval() if isinstance(part, nn.Module) else None for part in parts
-    )
-    assert bottom is not None
-    assert top is not None
-    shape = tuple(batch.x.shape[1:])
-    with torch.no_grad():
-        with _told(f"the bottom cannot take inputs of shape {shape}", "choose another model or data set"):
-            z = Smashed.of(bottom(batch.x))
-        with _told(f"the top cannot take the bottom's output of shape {tuple(z.main.shape[1:])}", "give parts that compose"):
-            output = top(z.main, **z.others)
-        if tail is not None:
-            with _told(f"the tail cannot take the top's output of shape {tuple(output.shape[1:])}", "give parts that compose"):
-                output = tail(output)
-        given = f"outputs of shape {tuple(output.shape[1:])} for targets such as {batch.y[-1].tolist()!s:.40}"
-        with _told(f"the loss cannot take {given}", "give the network one output per class, or another task"):
-            task.loss(output, batch.y)
-    return replace(
-        task,
-        num_classes=source.num_classes,
-        input_shape=shape,
-        cut_shape=tuple(z.main.shape[1:]),
-        later_stages=parts.later_stages,
-        to_unit=source.to_unit,
-    )
-
-
-@contextmanager
-def _told(what: str, remedy: str) -> Iterator[None]:
-    """Turn whatever a part that does not fit raises into one line."""
-    try:
-        yield
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise BadInput(f"{what} ({reason}); {remedy}") from error
 
 
 @dataclass
@@ -259,14 +214,14 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
     server = Server(
         place_module(recipe, parts.top), schedule_class(recipe.schedule)(how_often, plan), how, task, meter=meter,
         part=make_part(options) if make_part else None, codecs={k: end for k, (_, end) in enumerate(ends)},
-        copy_input=starts_in_place(parts.top),
+        copy_input=overwrites(parts, source.batch(two(source), None)),
     )  # fmt: skip
     if getattr(server.schedule, "needs_start", False):
         server.weights = {name: tensor.clone() for name, tensor in built[0].weights().items()}
     clock = Clock(meter, **recipe.simulated()) if recipe.simulated() else None
     parties = Parties(built, methods, its_batches, server, ends, meter, clock)
     if clock:
-        meter.cost = macs(parties.models()[0], task.input_shape)
+        meter.cost = macs(parties.models()[0], source.batch(torch.tensor([0]), None))
     return parties
 
 

@@ -79,6 +79,10 @@ class Rounds:
                 f"the marks in {self.outputs.out} are of other parts than these; choose another out, or delete it"
             ) from error
         self.outputs.load(state["outputs"])
+        # everybody says hello again, and whoever was in the middle of a turn is told again to go
+        waiting = state["parties"]["server"]["waiting"]
+        clients = [client.id for client in self.parties.clients]
+        self.parties.meter.again = {("up", k) for k in clients} | {("down", k) for k in clients if k not in waiting}
         self.done = int(state["done"])
 
 

@@ -15,9 +15,10 @@ from .data.partition import PARTITIONS, Partition, split
 from .data.sources import Data
 from .diagnose import watch
 from .errors import BadInput, RunFailed
-from .named import find
+from .fit import fitted
+from .named import find, made
 from .outputs import Outputs, Result
-from .parties import build, fitted, num_steps, seeded
+from .parties import build, num_steps, seeded
 from .program import program
 from .recipes.recipe import Recipe, make, with_scheme
 from .rounds import Paused, Progress, Rounds
@@ -49,14 +50,15 @@ def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str 
     ):
         if not isinstance(value, kind):
             raise BadInput(f"a {type(value).__name__} was given where {kind.__name__} is wanted: {remedy}")
-    dealt = clients.name if clients.name in PARTITIONS else "own"
+    made_with = dict(clients.fields)
+    seeds_agree = made_with.pop("seed", 0) == fields.get("seed", Recipe.seed)
+    dealt = {"partition": clients.name, **made_with} if clients.name in PARTITIONS and seeds_agree else {"partition": "own"}
     own: dict[str, Any] = {
         "data": f"own:{fingerprint(clients)}",
         "model": f"own:{fingerprint(parts)}",
         "cut": "none" if with_scheme(fields).get("cut") == "none" else "own",
-        "partition": dealt,
     }
-    own |= {"num_clients": len(clients)} | ({"tail": "own"} if parts.tail is not None and own["cut"] == "own" else {})
+    own |= dealt | {"num_clients": len(clients)} | ({"tail": "own"} if parts.tail is not None and own["cut"] == "own" else {})
     own |= {"task": f"own:{fingerprint(task)}"} if task else {}
     recipe = make(own | fields)
     if recipe.num_clients != len(clients):
@@ -110,7 +112,16 @@ def train(
     """
     if clients.source is None:
         raise BadInput("these clients have no data; make them from a data set: cl.partition.iid(data.train, ...)")
+    if len(clients) != recipe.num_clients:
+        raise BadInput(
+            f"num_clients = {recipe.num_clients}, and partition {recipe.partition!r} gave {len(clients)}; they must be the same"
+        )
     source = clients.source
+    for k, share in enumerate(clients.shares):
+        if not len(share) or int(share.min()) < 0 or int(share.max()) >= len(source):
+            raise BadInput(
+                f"the share of client {k} is empty or leaves the {len(source)} samples; every client needs some of them"
+            )
     outputs = Outputs(recipe, out, clients, release)
     rounds = Rounds(recipe, source, outputs, num_steps(recipe, clients.shares), progress, deadline)
     threads = torch.get_num_threads()
@@ -148,12 +159,7 @@ def data_of(recipe: Recipe) -> Data:
     if recipe.data in DATASETS:
         return load_data(recipe.data, recipe.data_dir, recipe.num_train, recipe.num_test, recipe.augment)
     found = find("data", recipe.data, DATASETS)
-    data = found() if callable(found) else found
-    if not isinstance(data, Data):
-        raise BadInput(
-            f"data = {recipe.data!r} gives a {type(data).__name__}; it must give cl.data.Data (cl.data.from_datasets)"
-        )
-    return data
+    return made("data", recipe.data, found if callable(found) else lambda: found, Data)
 
 
 def parts_of(recipe: Recipe, data: Data) -> Parts:
@@ -161,14 +167,15 @@ def parts_of(recipe: Recipe, data: Data) -> Parts:
     _not_own("model", recipe.model)
     with seeded(recipe.seed, "model"):
         if recipe.model in models.MODELS:
-            made: nn.Module | Parts = models.build_model(recipe.model, data.num_classes, data.train.input_shape)
+            model: nn.Module | Parts = models.build_model(recipe.model, data.num_classes, data.train.input_shape)
         else:
-            made = find("model", recipe.model, models.MODELS)
-            if not isinstance(made, nn.Module | Parts):
-                made = made(num_classes=data.num_classes, input_shape=data.train.input_shape)
-    if isinstance(made, Parts):
-        return made
-    return uncut(made) if recipe.cut == "none" else cut(made, recipe.cut, recipe.tail)
+            model = find("model", recipe.model, models.MODELS)
+            if not isinstance(model, nn.Module | Parts):
+                shapes = {"num_classes": data.num_classes, "input_shape": data.train.input_shape}
+                model = made("model", recipe.model, model, nn.Module | Parts, **shapes)
+    if isinstance(model, Parts):
+        return model
+    return uncut(model) if recipe.cut == "none" else cut(model, recipe.cut, recipe.tail)
 
 
 def _not_own(field: str, name: str) -> None:
@@ -180,7 +187,4 @@ def task_of(recipe: Recipe) -> Task:
     """Return the task that a recipe names."""
     _not_own("task", recipe.task)
     found = find("task", recipe.task, {"classification": Task})
-    task = found if isinstance(found, Task) else found()
-    if not isinstance(task, Task):
-        raise BadInput(f"task = {recipe.task!r} gives a {type(task).__name__}; it must give cl.Task")
-    return task
+    return made("task", recipe.task, found if callable(found) else lambda: found, Task)

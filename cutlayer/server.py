@@ -9,12 +9,12 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from .averaging import average, batch_norm_entries
-from .client import Training
 from .errors import BadInput
 from .meter import Meter, owned_bytes
 from .schedules.base import Schedule
 from .steps import finish_step, train_step
 from .task import Task
+from .training import Training
 from .wire import Codecs, Message
 
 Handler = Callable[["Server", list[Message]], list[Message]]
@@ -230,7 +230,7 @@ class Server:
             "optimizers": [[k, o.state_dict()] for k, o in self.optimizers.items()], "schedule": self.schedule.state(),
             "anchors": list(self.anchors.items()), "weights": self.weights, "slots": self.slots,
             "arrived": list(self.arrived.items()), "own": list(self.own.items()), "apart": self.apart,
-            "version": self.version, "holder": self.holder, "records": list(self.records.items()),
+            "version": self.version, "holder": self.holder, "waiting": sorted(self.waiting), "records": list(self.records.items()),
             "totals": self.totals, "counts": self.counts, "part": self.part.state() if self.part else {},
         }  # fmt: skip
 

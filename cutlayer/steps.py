@@ -31,7 +31,8 @@ def _forward(server: "Server", messages: list[Message], gradient: bool) -> tuple
         if gradient and leaf.is_floating_point():
             leaf.requires_grad_()
     inputs = {name: leaf.clone() if server.copy_input and gradient else leaf for name, leaf in leaves.items()}
-    with server.training.autocast():
+    first = messages[0]
+    with server.training.computing("top", first.client, server.schedule.round, first.step):
         output: Tensor = server.top_of(messages[0].client)(inputs.pop("main"), **inputs)
     return leaves, output
 

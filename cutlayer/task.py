@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import BadInput
+
 
 class Batch(NamedTuple):
-    """A mini-batch: inputs (N, ...), targets (N, ...), tensors that travel beside them uncoded, sample numbers (N,)."""
+    """A mini-batch: inputs (N, ...), targets (N, ...), further inputs of the bottom by name, sample numbers (N,)."""
 
     x: Tensor
     y: Tensor
-    context: Mapping[str, Tensor] = {}
+    inputs: Mapping[str, Tensor] = {}
     ids: Tensor | None = None
 
 
@@ -46,3 +48,7 @@ class Task:
     cut_shape: tuple[int, ...] = ()
     later_stages: tuple[int, ...] = ()
     to_unit: Callable[[Tensor], Tensor] = torch.sigmoid
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise BadInput("a task without metrics cannot be evaluated; give at least one, or leave metrics out for accuracy")

@@ -1,7 +1,6 @@
 """Cutting what torch.fx can trace: residual connections and several tensors may cross, train() and eval() keep working."""
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
@@ -142,18 +141,3 @@ def _follow_mode(node: fx.Node, twin: fx.Node, mode: fx.Node) -> None:
                 f"{node.target} is called with {a!r} in train() and {b!r} in eval(); pass cl.Parts(bottom, top) instead"
             )
     node.args, node.kwargs = pytree.tree_unflatten(mine, spec)
-
-
-IN_PLACE: set[Callable[..., Any]] = {
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
-}  # fmt: skip
-
-
-def is_in_place(root: nn.Module, node: fx.Node) -> bool:
-    """Return whether a node of a graph may overwrite its first argument."""
-    if node.op == "call_module":
-        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    name = getattr(node.target, "__name__", "")
-    return node.target in IN_PLACE or bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("_"))

@@ -1,66 +1,20 @@
-"""What crosses the cut: messages, how they are packed by role, and the bytes of a frame (docs/wire.md)."""
+"""How messages are packed by role, and taken apart again."""
 
-import math
-import struct
-import zlib
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from .errors import BadInput
+from .frame import Coded, Packed, dumps, loads
+from .message import Collect, Exchange, Message, Reply, family
 
-Reply = Literal["wait", "later", "none"]
-REPLIES: tuple[Reply, ...] = ("wait", "later", "none")
-
-
-@dataclass(frozen=True, eq=False)
-class Message:
-    """One message between a client and the server; `client` is the client concerned, in both directions.
-
-    `tensors` by role: smashed (N, *cut), labels (N, ...), cut_grad, context/<name>, weights/<module>.<parameter>, ...
-    `step` pairs a reply with its request; `reply` says whether the sender waits for one; `open`: more of this exchange
-    follows. `packed` is how a message came that was unpacked.
-    """
-
-    kind: str
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    client: int = 0
-    step: int = 0
-    reply: Reply = "wait"
-    open: bool = False
-    packed: "Packed | None" = field(default=None, compare=False, repr=False)
-
-    @property
-    def is_mark(self) -> bool:
-        """Whether it only asks for a mark, or answers that."""
-        return self.kind == "mark"
-
-    @property
-    def is_sync(self) -> bool:
-        """Whether it ends a turn, or says hello."""
-        return self.kind == "sync"
-
-    @property
-    def is_hello(self) -> bool:
-        """Whether a client says with it that it is there, at the start or after a mark."""
-        return self.is_sync and not self.numbers["done"]
+__all__ = [
+    "Codec", "Codecs", "Coded", "Collect", "Exchange", "Message", "Packed", "Reply", "dumps", "family", "loads", "pack", "unpack",
+]  # fmt: skip
 
 
-class Collect(NamedTuple):
-    """Yielded by a client to obtain the reply to an earlier "later" message; blocks until it is there."""
-
-    step: int
-
-
-T = TypeVar("T")
-Exchange = Generator[Message | Collect, Message | None, T]
-
-
+@runtime_checkable
 class Codec(Protocol):
     """Turns a floating tensor into the tensors that are sent, and back; one object per client, end and role."""
 
@@ -71,49 +25,6 @@ class Codec(Protocol):
 
 
 Codecs = Mapping[str, Codec]
-
-
-def family(role: str) -> str:
-    """Return what a role is accounted and coded under: the part before its first slash."""
-    return role.partition("/")[0]
-
-
-class Coded(NamedTuple):
-    """A role on its way: the tensors that are sent, and whether a codec made them."""
-
-    role: str
-    coded: bool
-    parts: tuple[Tensor, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.numel() * part.element_size() for part in self.parts)
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A message ready to be sent; `owned` says that nobody else holds its tensors."""
-
-    message: Message
-    roles: tuple[Coded, ...]
-    owned: bool = False
-    incarnation: int = 0
-
-    @cached_property
-    def header(self) -> bytes:
-        return _header(self)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the frame, == len(dumps(self)), without building it."""
-        return len(self.header) + sum(_padded(_nbytes(part), 8) for role in self.roles for part in role.parts)
-
-    def payload(self) -> dict[str, int]:
-        """Return the bytes of tensors and codec side data by role family."""
-        sums: dict[str, int] = {}
-        for role in self.roles:
-            sums[family(role.role)] = sums.get(family(role.role), 0) + role.nbytes
-        return sums
 
 
 def pack(message: Message, codecs: Codecs) -> Packed:
@@ -130,165 +41,13 @@ def unpack(packed: Packed, codecs: Codecs) -> Message:
     """Return the message with fresh leaf tensors that alias nothing of the sender, in process too."""
     tensors: dict[str, Tensor] = {}
     for role, coded, parts in packed.roles:
+        if not parts or (coded and family(role) not in codecs):
+            raise BadInput(
+                f"role {role!r} came coded, or empty, and this end has no codec for it; both ends need the same recipe"
+            )
         if coded:
             tensors[role] = codecs[family(role)].decode(parts)
         else:
             tensors[role] = parts[0] if packed.owned else parts[0].clone()
     m = packed.message
     return Message(m.kind, tensors, m.numbers, m.client, m.step, m.reply, m.open, packed)
-
-
-# The frame. Every field has a fixed width, so that a message's size does not depend on its values.
-MAGIC, VERSION = b"CUTL", 1
-FIXED = struct.Struct("<4sHBBIIQIHHI")  # magic, version, reply, open, header bytes, client, step, incarnation, counts, checksum
-DTYPES = (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.int32,
-    torch.int64, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2,
-)  # fmt: skip
-CODE_OF = {dtype: code for code, dtype in enumerate(DTYPES)}
-MAX_ROLES, MAX_RANK, MAX_NAME, MAX_BYTES = 10_000, 8, 512, 1 << 32
-CONTIGUOUS, CHANNELS_LAST = 0, 1
-
-
-def _padded(size: int, to: int) -> int:
-    return -(-size // to) * to
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _layout(tensor: Tensor) -> int:
-    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return CHANNELS_LAST
-    return CONTIGUOUS
-
-
-def _name(name: str) -> bytes:
-    if not name.isascii() or len(name) > MAX_NAME:
-        raise BadInput(
-            f"{name[:80]!r} cannot be a name in a message; use at most {MAX_NAME} ASCII letters for modules and parameters"
-        )
-    data = name.encode()
-    return struct.pack("<H", len(data)) + data
-
-
-def _header(packed: Packed) -> bytes:
-    m = packed.message
-    body = [_name(m.kind)]
-    body += [_name(name) + struct.pack("<d", value) for name, value in m.numbers.items()]
-    for role, coded, parts in packed.roles:
-        body.append(_name(role) + struct.pack("<BB", coded, len(parts)))
-        for part in parts:
-            sizes = struct.pack(f"<{part.dim()}Q", *part.shape)
-            body.append(struct.pack("<BBB", CODE_OF[part.dtype], _layout(part), part.dim()) + sizes)
-    rest = b"".join(body)
-    size = _padded(FIXED.size + len(rest), 64)
-    fixed = FIXED.pack(
-        MAGIC, VERSION, REPLIES.index(m.reply), m.open, size, m.client, m.step, packed.incarnation,
-        len(m.numbers), len(packed.roles), 0,
-    )  # fmt: skip
-    return (fixed + rest).ljust(size, b"\0")
-
-
-def _raw(tensor: Tensor) -> bytes:
-    if _layout(tensor) == CHANNELS_LAST:
-        tensor = tensor.permute(0, 2, 3, 1)
-    flat = tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
-    return flat.numpy().tobytes().ljust(_padded(flat.numel(), 8), b"\0")
-
-
-def dumps(packed: Packed) -> bytes:
-    """Return the frame: fixed-width header padded to 64 bytes, then the raw tensors, each padded to 8 bytes."""
-    buffers = b"".join(_raw(part) for role in packed.roles for part in role.parts)
-    checksum = zlib.crc32(buffers, zlib.crc32(packed.header))
-    return packed.header[: FIXED.size - 4] + struct.pack("<I", checksum) + packed.header[FIXED.size :] + buffers
-
-
-class _Reader:
-    """Reads fields off a header and refuses to go past its end."""
-
-    def __init__(self, data: memoryview, at: int) -> None:
-        self.data, self.at = data, at
-
-    def take(self, form: str) -> tuple[int, ...]:
-        size = struct.calcsize(form)
-        if self.at + size > len(self.data):
-            raise BadInput("frame refused: its header ends early; the sender speaks another version or the bytes are damaged")
-        values = struct.unpack_from(form, self.data, self.at)
-        self.at += size
-        return values
-
-    def name(self) -> str:
-        (size,) = self.take("<H")
-        if size > MAX_NAME or self.at + size > len(self.data):
-            raise BadInput(f"frame refused: a name of {size} bytes (at most {MAX_NAME})")
-        raw = bytes(self.data[self.at : self.at + size])
-        self.at += size
-        try:
-            return raw.decode("ascii")
-        except UnicodeDecodeError:
-            raise BadInput("frame refused: a name that is not ASCII") from None
-
-
-def _shapes(reader: _Reader, num_roles: int) -> Iterator[tuple[str, bool, list[tuple[torch.dtype, int, tuple[int, ...]]]]]:
-    for _ in range(num_roles):
-        role = reader.name()
-        coded, num_parts = reader.take("<BB")
-        parts = []
-        for _ in range(num_parts):
-            code, layout, rank = reader.take("<BBB")
-            if code >= len(DTYPES) or layout > CHANNELS_LAST or rank > MAX_RANK or (layout and rank != 4):
-                raise BadInput(f"frame refused: role {role!r} has dtype {code}, layout {layout}, rank {rank}")
-            parts.append((DTYPES[code], layout, reader.take(f"<{rank}Q")))
-        yield role, bool(coded), parts
-
-
-def loads(data: bytes | bytearray | memoryview) -> Packed:
-    """Return the message of a frame; every count, rank and size is checked before anything is allocated.
-
-    Raises BadInput on anything that `dumps` would not have written.
-    """
-    view = memoryview(data)
-    if len(view) < FIXED.size:
-        raise BadInput(f"frame refused: {len(view)} bytes are less than a header")
-    magic, version, reply, is_open, size, client, step, incarnation, num_numbers, num_roles, checksum = FIXED.unpack_from(view)
-    if magic != MAGIC or version != VERSION:
-        raise BadInput(f"frame refused: magic {magic!r} version {version}; this is {MAGIC!r} version {VERSION}")
-    if reply >= len(REPLIES) or is_open > 1 or not FIXED.size <= size <= len(view) or num_roles > MAX_ROLES:
-        raise BadInput("frame refused: its header is out of bounds")
-    reader = _Reader(view[:size], FIXED.size)
-    kind = reader.name()
-    numbers = {}
-    for _ in range(num_numbers):
-        name = reader.name()
-        numbers[name] = float(reader.take("<d")[0])
-    described = list(_shapes(reader, num_roles))
-    if reader.at > size or _padded(reader.at, 64) != size:
-        raise BadInput("frame refused: its header has another length than it says")
-    lengths = [math.prod(shape) * dtype.itemsize for _, _, parts in described for dtype, _, shape in parts]
-    total = size + sum(_padded(length, 8) for length in lengths)
-    if total > MAX_BYTES or total != len(view):
-        raise BadInput(f"frame refused: it describes {total} bytes and has {len(view)}")
-    blank = bytes(view[: FIXED.size - 4]) + b"\0\0\0\0"
-    if zlib.crc32(view[FIXED.size :], zlib.crc32(blank)) != checksum:
-        raise BadInput("frame refused: its checksum does not match; the bytes were damaged on the way")
-    at, roles = size, []
-    for role, coded, parts in described:
-        tensors = []
-        for dtype, layout, shape in parts:
-            length = math.prod(shape) * dtype.itemsize
-            tensors.append(_tensor(view[at : at + length], dtype, layout, shape))
-            at += _padded(length, 8)
-        roles.append(Coded(role, coded, tuple(tensors)))
-    message = Message(kind, {}, numbers, client, step, REPLIES[reply], bool(is_open))
-    return Packed(message, tuple(roles), owned=True, incarnation=incarnation)
-
-
-def _tensor(raw: memoryview, dtype: torch.dtype, layout: int, shape: tuple[int, ...]) -> Tensor:
-    if layout == CHANNELS_LAST:
-        n, c, h, w = shape
-        return _tensor(raw, dtype, CONTIGUOUS, (n, h, w, c)).permute(0, 3, 1, 2)
-    if not len(raw):
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(shape)

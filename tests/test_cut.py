@@ -7,8 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import cutlayer as cl
-from cutlayer.cut import Smashed, blocks, starts_in_place
+from cutlayer.cut import Smashed, blocks
 from cutlayer.errors import BadInput
+from cutlayer.fit import overwrites
+from cutlayer.task import Batch
 
 X = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -102,14 +104,14 @@ def test_a_traced_cut_lets_residual_connections_cross(at):
 @pytest.mark.parametrize("at", ["norm", "third"])
 def test_a_top_that_begins_in_place_is_given_a_copy(at):
     parts = cl.cut(Skipping(), at)
-    assert starts_in_place(parts.top)
+    assert overwrites(parts, Batch(X, X))
     z = Smashed.of(parts.bottom(X)).detach()
     leaves = {n: t.requires_grad_() for n, t in [("main", z.main), *z.others.items()]}
     with pytest.raises(RuntimeError, match="in-place"):
         parts.top(**leaves)
     sequence = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(32, 4))
-    assert starts_in_place(cl.cut(sequence, "0").top)
-    assert not starts_in_place(cl.cut(sequence, "1").top)
+    assert overwrites(cl.cut(sequence, "0"), Batch(X, X))
+    assert not overwrites(cl.cut(sequence, "1"), Batch(X, X))
 
 
 def test_a_traced_cut_with_a_tail_equals_the_uncut_model():

@@ -27,7 +27,7 @@ def parties_of(parts=None, num_clients=1, rounds=2, n=24, **fields):
     clients = cl.partition.contiguous(data.train, num_clients=num_clients)
     recipe = make({"scheme": "dsl", "rounds": rounds, "num_clients": num_clients, **FIELDS, **fields})
     parts = parts or cl.cut(small_model(), "stage1.block1")
-    from cutlayer.parties import fitted
+    from cutlayer.fit import fitted
 
     return build(recipe, parts, clients, data.train, fitted(Task(), recipe, parts, data.train), lambda: None), recipe
 

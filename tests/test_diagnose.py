@@ -30,7 +30,8 @@ def test_the_cosine_is_one_where_the_head_is_the_servers_own_top():
     data, model = small_data(), small_model()
     parts = cl.cut(model, "hidden")  # the top is one linear layer of 8 features
     from cutlayer.diagnose import look
-    from cutlayer.parties import build, fitted
+    from cutlayer.fit import fitted
+    from cutlayer.parties import build
     from cutlayer.recipes.recipe import make
 
     recipe = make({"scheme": "dsl", "auxiliary": "linear", **HOW})

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 import cutlayer as cl
 import cutlayer.cli
-from cutlayer import wire
+from cutlayer import frame
 from cutlayer.cli import Fields, _given, _sweep
 from cutlayer.compare import cells
 from cutlayer.recipes import fields_of, load
@@ -65,11 +65,11 @@ def test_the_page_of_the_command_line_names_every_command_and_what_a_run_writes(
 
 def test_the_page_of_the_wire_has_the_codes_and_bounds(tmp_path):
     page = " ".join((ROOT / "docs" / "wire.md").read_text().split())
-    assert ", ".join(str(dtype).removeprefix("torch.") for dtype in wire.DTYPES) in page
-    assert f"{wire.MAX_ROLES:,} roles" in page
-    assert f"{wire.MAX_RANK} axes" in page
-    assert f"{wire.MAX_BYTES >> 30} GiB" in page
-    assert f"at most {wire.MAX_NAME}" in page
+    assert ", ".join(str(dtype).removeprefix("torch.") for dtype in frame.DTYPES) in page
+    assert f"{frame.MAX_ROLES:,} roles" in page
+    assert f"{frame.MAX_RANK} axes" in page
+    assert f"{frame.MAX_BYTES >> 30} GiB" in page
+    assert f"at most {frame.MAX_NAME}" in page
 
 
 def commands():

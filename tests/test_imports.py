@@ -9,12 +9,13 @@ import cutlayer
 
 PACKAGE = Path(cutlayer.__file__).parent
 LEVELS = (
-    {"errors", "streams", "task", "named", "averaging", "wire", "codecs", "models", "trace", "cut", "data.partition", "data.augment",
-     "data.files"},
+    {"errors", "streams", "task", "named", "averaging", "message", "frame", "wire", "codecs", "models", "trace", "cut", "training",
+     "data.partition", "data.augment", "data.files"},
     {"auxiliary", "meter", "clock", "client", "program", "schedules", "server", "steps", "frozen", "stored",
      "data", "data.sources", "data.images", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
-    {"recipes", "costs", "parties", "diagnose", "findings", "figures", "runs", "report", "outputs", "rounds", "run", "compare", "estimate"},
+    {"recipes", "costs", "fit", "parties", "diagnose", "findings", "figures", "runs",
+     "report", "outputs", "rounds", "run", "compare", "estimate"},
     {"cli", "console"},
 )  # fmt: skip
 # partitions are cut from sources, which know nothing of them

@@ -1,10 +1,13 @@
+import zlib
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 from cutlayer.codecs import CODECS, build
 from cutlayer.errors import BadInput
-from cutlayer.wire import DTYPES, Message, dumps, loads, pack, unpack
+from cutlayer.frame import DTYPES, FIXED
+from cutlayer.wire import Message, dumps, loads, pack, unpack
 
 shapes = st.lists(st.integers(0, 4), max_size=4)
 
@@ -105,3 +108,21 @@ def test_every_codec_measures_what_it_sends(name):
 def test_a_name_that_could_not_be_read_back_is_not_written(name):
     with pytest.raises(BadInput, match="cannot be a name in a message"):
         dumps(pack(Message("sync", {f"weights/{name}": torch.zeros(1)}), {}))
+
+
+def test_a_frame_that_is_not_how_it_is_written_is_refused():
+    """What the checksum covers may still be said in two ways; only one is taken."""
+
+    def signed(frame):
+        frame[FIXED.size - 4 : FIXED.size] = bytes(4)
+        frame[FIXED.size - 4 : FIXED.size] = zlib.crc32(frame).to_bytes(4, "little")
+        return bytes(frame)
+
+    assert signed(bytearray(FRAME)) == FRAME
+    at = FRAME.index(b"smashed", FRAME.index(b"smashed") + 1) + len("smashed")  # coded
+    header = len(pack(Message("smashed", {"smashed": torch.randn(2, 3)}), {}).header)
+    one = bytearray(dumps(pack(Message("smashed", {"smashed": torch.zeros(1, dtype=torch.uint8)}), {})))
+    for frame, where in ((bytearray(FRAME), at), (bytearray(FRAME), len(loads(FRAME).header) - 1), (one, header + 3)):
+        frame[where] = 2
+        with pytest.raises(BadInput, match="frame refused"):
+            loads(signed(frame))

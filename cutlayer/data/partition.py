@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
-from ..named import find
+from ..named import find, made
 from ..streams import stream
 from .sources import Source
 
@@ -22,7 +22,8 @@ MAX_TRIES = 1000
 class Partition:
     """Shares of a source: one index tensor (n_k,) per client; `counts` (N, C) are the classes each client holds.
 
-    `tries`: how often a random partition was drawn until every share was large enough.
+    `tries`: how often a random partition was drawn until every share was large enough; `fields`: what it was made with, by
+    the names of recipe fields.
     """
 
     source: Source | None
@@ -30,6 +31,7 @@ class Partition:
     name: str
     counts: Tensor
     tries: int = 1
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.shares)
@@ -55,7 +57,7 @@ def _generator(seed: int, attempt: int = 0) -> torch.Generator:
     return stream(seed, "partition", step=attempt)
 
 
-def _make(source: Source | Tensor, shares: Iterable[Tensor], name: str, tries: int = 1) -> Partition:
+def _make(source: Source | Tensor, shares: Iterable[Tensor], name: str, tries: int = 1, **fields: Any) -> Partition:
     shares, labels = tuple(shares), _labels(source)
     empty = [k for k, share in enumerate(shares) if not len(share)]
     if empty:
@@ -67,14 +69,14 @@ def _make(source: Source | Tensor, shares: Iterable[Tensor], name: str, tries: i
         counts = torch.stack([torch.bincount(labels[share], minlength=num_classes) for share in shares])
     else:
         counts = torch.tensor([[len(share)] for share in shares])
-    return Partition(None if isinstance(source, Tensor) else source, shares, name, counts, tries)
+    return Partition(None if isinstance(source, Tensor) else source, shares, name, counts, tries, fields)
 
 
 def iid(source: Source | Tensor, num_clients: int, seed: int = 0) -> Partition:
     """Deal one random permutation; sizes differ by at most one."""
     _enough(_labels(source), num_clients)
     order = torch.randperm(len(_labels(source)), generator=_generator(seed))
-    return _make(source, order.tensor_split(num_clients), "iid")
+    return _make(source, order.tensor_split(num_clients), "iid", seed=seed)
 
 
 def contiguous(source: Source | Tensor, num_clients: int, seed: int = 0) -> Partition:
@@ -107,7 +109,7 @@ def dirichlet(source: Source | Tensor, num_clients: int, alpha: float = 0.5, see
                 share.append(piece)
         joined = [torch.cat(share) for share in shares]
         if min(len(share) for share in joined) >= min_size:
-            return _make(source, joined, "dirichlet", attempt + 1)
+            return _make(source, joined, "dirichlet", attempt + 1, alpha=alpha, seed=seed)
     raise BadInput(
         f"no Dirichlet({alpha}) partition of {len(labels)} samples gives each of {num_clients} clients {min_size} in "
         f"{MAX_TRIES} tries; raise alpha or use fewer clients, or lower min_size"
@@ -141,7 +143,7 @@ def dirichlet_equal(source: Source | Tensor, num_clients: int, alpha: float = 0.
             left = torch.tensor([float(bool(pool)) for pool in pools], dtype=torch.float64) * wish
             share.append(pools[int(torch.multinomial(left, 1, generator=generator))].pop())
         shares.append(torch.tensor(share))
-    return _make(source, shares, "dirichlet_equal")
+    return _make(source, shares, "dirichlet_equal", alpha=alpha, seed=seed)
 
 
 def classes(
@@ -174,7 +176,13 @@ def pathological(source: Source | Tensor, num_clients: int, classes_per_client: 
     _enough(labels, num_shards)
     shards = labels.argsort(stable=True).tensor_split(num_shards)
     dealt = torch.randperm(num_shards, generator=_generator(seed)).view(num_clients, classes_per_client)
-    return _make(source, [torch.cat([shards[int(i)] for i in row]) for row in dealt], "pathological")
+    return _make(
+        source,
+        [torch.cat([shards[int(i)] for i in row]) for row in dealt],
+        "pathological",
+        classes_per_client=classes_per_client,
+        seed=seed,
+    )
 
 
 def by_column(source: Source | Tensor, column: Tensor) -> Partition:
@@ -193,7 +201,7 @@ def _positive(alpha: float) -> None:
 
 
 def _enough(labels: Tensor, num_parts: int) -> None:
-    if num_parts < 1:
+    if not isinstance(num_parts, int) or num_parts < 1:
         raise BadInput(f"the data cannot be dealt to {num_parts} shares; use at least one client (and one class for each)")
     if num_parts > len(labels):
         raise BadInput(f"{len(labels)} samples cannot be dealt to {num_parts} shares; use fewer clients or more samples")
@@ -227,8 +235,11 @@ PARTITIONS: dict[str, Entry] = {
 def split(source: Source, recipe: Any) -> Partition:
     """Return the shares that a recipe names; raises BadInput on an unknown name or shares that cannot be had."""
     row = find("partition", recipe.partition, PARTITIONS)
-    partition: Partition = row.make(source, recipe) if isinstance(row, Entry) else row(source, recipe)
-    return partition
+    return (
+        row.make(source, recipe)
+        if isinstance(row, Entry)
+        else made("partition", recipe.partition, row, Partition, source, recipe)
+    )
 
 
 def save(partition: Partition, path: Path) -> None:

@@ -18,6 +18,8 @@ Count = Annotated[int, Field(ge=0)]
 class LossThresholdOptions:
     """When the server calls for gradients (A), for activations alone (B), or for nothing (C)."""
 
+    may_be_infinite = ("threshold",)
+
     threshold: Annotated[
         float, "change of the mean training loss that starts a full exchange; inf: never again, -inf: always"
     ] = 0.1

@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadInput
-from ..named import find
+from ..named import find, made
 
 
 class Entry(NamedTuple):
@@ -24,8 +25,7 @@ def builder(kind: str, name: str, table: Mapping[str, Entry]) -> Callable[..., n
     Raises BadInput for an unknown name, with the nearest and all legal names.
     """
     row = find(kind, name, table)
-    build: Callable[..., nn.Module] = row.build if isinstance(row, Entry) else row
-    return build
+    return row.build if isinstance(row, Entry) else partial(made, kind, name, row, nn.Module)
 
 
 def check_shape(shape: tuple[int, ...], what: str, remedy: str) -> None:

@@ -8,7 +8,7 @@ from .named import RECIPES, named
 from .recipe import FIELDS, Recipe, make, names_of, options_for, owners, read, replaced, with_scheme
 from .schemes import SCHEMES
 
-__all__ = ["FIELDS", "RECIPES", "Recipe", "fields_of", "load", "override"]
+__all__ = ["FIELDS", "RECIPES", "Recipe", "fields_of", "load", "options_of", "override"]
 
 
 def fields_of(name: str) -> dict[str, Any]:
@@ -28,8 +28,14 @@ def override(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Recipe:
     changed = {**(scheme.fields if scheme else {}), **changes}
     before = with_scheme(base)
     every = set().union(*map(names_of, owners().values()))
-    lost = changed.keys() | replaced(before, changed) | (every - options_for({**before, **changed}))
+    lost = changed.keys() | replaced(before, changed) | (every - options_of(base, changes))
     return make({**{name: value for name, value in base.items() if name not in lost}, **changes})
+
+
+def options_of(base: Mapping[str, Any], changes: Mapping[str, Any]) -> set[str]:
+    """Return the names of the options that the method and the schedule of `base` with `changes` have."""
+    scheme = SCHEMES.get(str(changes.get("scheme")))
+    return options_for({**with_scheme(base), **(scheme.fields if scheme else {}), **changes})
 
 
 def load(name: str, **overrides: Any) -> Recipe:

@@ -48,7 +48,7 @@ def refusal(recipe: Recipe) -> str | None:
     for role, name in recipe.codec.items():
         if role not in ROLES:
             return f"codec: {role!r} is no role that can be coded; those are {', '.join(ROLES)}"
-        find("codec", name, codecs.CODECS)
+        codecs.build({role: name})
     if "cut_grad" in recipe.codec and not returns:
         return (
             f"codec cut_grad = {recipe.codec['cut_grad']!r}: with method {recipe.method!r} no gradient returns; drop this codec"

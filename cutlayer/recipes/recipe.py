@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from ..errors import BadInput, unknown
 from ..methods import METHODS
-from ..named import find
+from ..named import found_class
 from ..schedules import SCHEDULES
 
 
@@ -37,7 +37,14 @@ def _list(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
-Positive = Annotated[int, Field(ge=1)]
+def _number(value: Any) -> Any:
+    """Refuse true and false where a number is wanted, which Python counts as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("write a number")
+    return value
+
+
+Positive = Annotated[int, pydantic.BeforeValidator(_number), Field(ge=1)]
 Above = Annotated[float, Field(gt=0)]
 Pairs = Annotated[dict[str, str], pydantic.BeforeValidator(_pairs)]
 
@@ -121,9 +128,14 @@ class Recipe:
     def _own(self, kind: type) -> Any:
         names = names_of(kind)
         try:
-            return pydantic.TypeAdapter(kind).validate_python({k: v for k, v in self.options.items() if k in names})
+            own: Any = pydantic.TypeAdapter(kind).validate_python({k: v for k, v in self.options.items() if k in names})
         except pydantic.ValidationError as error:
             raise _bad_value(error) from None
+        for name, value in dataclasses.asdict(own).items():
+            infinite = isinstance(value, float) and math.isinf(value) and name in getattr(kind, "may_be_infinite", ())
+            if isinstance(value, float) and not math.isfinite(value) and not infinite:
+                raise BadInput(f"{name} = {value}: must be a finite number")
+        return own
 
     def flat(self) -> dict[str, Any]:
         """Return every field and every option of the method and the schedule, by name."""
@@ -154,8 +166,7 @@ def help_of(kind: type) -> dict[str, str]:
 
 def method_class(name: str) -> Any:
     """Return a method's class, from the table or from outside."""
-    found = find("method", name, METHODS)
-    return getattr(found, "build", found)
+    return found_class("method", name, METHODS)
 
 
 def options_of(method: str) -> type:
@@ -166,8 +177,7 @@ def options_of(method: str) -> type:
 
 def schedule_class(name: str) -> Any:
     """Return a schedule's class, from the table or from outside."""
-    found = find("schedule", name, SCHEDULES)
-    return getattr(found, "build", found)
+    return found_class("schedule", name, SCHEDULES)
 
 
 def names_of(kind: type) -> set[str]:
@@ -188,7 +198,7 @@ def with_scheme(fields: Mapping[str, Any]) -> dict[str, Any]:
     name = fields.get("scheme")
     if name is None:
         return dict(fields)
-    if name not in SCHEMES:
+    if not isinstance(name, str) or name not in SCHEMES:
         raise unknown("scheme", str(name), SCHEMES)
     base = SCHEMES[name].fields
     return {**{k: v for k, v in base.items() if k not in replaced(base, fields)}, **fields}
@@ -196,7 +206,7 @@ def with_scheme(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def choice(fields: Mapping[str, Any]) -> dict[str, type]:
     """Return the options of the method and of the schedule that some fields name, by "method" and "schedule"."""
-    method, schedule = (str(fields.get(kind, getattr(Recipe, kind))) for kind in ("method", "schedule"))
+    method, schedule = ((fields.get(kind, getattr(Recipe, kind))) for kind in ("method", "schedule"))
     return {"method": options_of(method), "schedule": schedule_class(schedule).Options}
 
 

@@ -1,0 +1,94 @@
+"""Whether parts, data and task fit together, found by trying them on two samples."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from .cut import Parts, Smashed, refuse_shared
+from .data.sources import Source
+from .errors import BadInput
+from .recipes.recipe import Recipe
+from .task import Batch, Task
+
+
+def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
+    """Return the task with the shapes at the cut filled in, found by running two samples through all parts in eval mode.
+
+    Raises BadInput if a part cannot take what it is given, if the loss cannot take the output, or if a side has nothing to train.
+    """
+    refuse_shared({name: part for name, part in parts._asdict().items() if isinstance(part, nn.Module)})
+    for name, trained in (("bottom", [parts.bottom, parts.tail]), ("top", [parts.top])):
+        if recipe.cut != "none" and not any(p.requires_grad for part in trained if part is not None for p in part.parameters()):
+            raise BadInput(f"the {name} has no parameters to train; cut {'later' if name == 'bottom' else 'earlier'}")
+    with _told("the data give no batch", "give samples of one shape and one dtype"):
+        batch = source.batch(two(source), None)
+    bottom, top, tail, _ = (
+        copy.deepcopy(part).to(batch.x.device).eval() if isinstance(part, nn.Module) else None for part in parts
+    )
+    assert bottom is not None
+    assert top is not None
+    shape = tuple(batch.x.shape[1:])
+    with torch.no_grad():
+        with _told(f"the bottom cannot take inputs of shape {shape}", "choose another model or data set"):
+            z = Smashed.through(bottom, batch)
+        with _told(f"the top cannot take the bottom's output of shape {tuple(z.main.shape[1:])}", "give parts that compose"):
+            output = top(z.main, **z.others)
+        if tail is not None:
+            with _told(f"the tail cannot take the top's output of shape {tuple(output.shape[1:])}", "give parts that compose"):
+                output = tail(output)
+        given = f"outputs of shape {tuple(output.shape[1:])} for targets such as {batch.y[-1].tolist()!s:.40}"
+        with _told(f"the loss cannot take {given}", "give the network one output per class, or another task"):
+            loss = task.loss(output, batch.y)
+    if not isinstance(loss, Tensor) or loss.dim():
+        raise BadInput(
+            f"the loss gives {type(loss).__name__} of shape {tuple(getattr(loss, 'shape', ()))}; it must be one number"
+        )
+    return replace(
+        task,
+        num_classes=source.num_classes,
+        input_shape=shape,
+        cut_shape=tuple(z.main.shape[1:]),
+        later_stages=parts.later_stages,
+        to_unit=source.to_unit,
+    )
+
+
+def two(source: Source) -> Tensor:
+    """Return the positions (2,) of samples with the smallest and the largest target: what fits them fits the others."""
+    if source.labels.dim() == 0 or source.labels.is_floating_point():
+        return torch.tensor([0, len(source) - 1])
+    flat = source.labels.reshape(len(source), -1)
+    return torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()]).cpu()
+
+
+def overwrites(parts: Parts, batch: Batch) -> bool:
+    """Return whether the top begins with an operation in place, which a received leaf does not allow; it is then given a copy."""
+    bottom, top = (copy.deepcopy(part).to(batch.x.device).eval() for part in (parts.bottom, parts.top))
+    with torch.no_grad():
+        z = Smashed.through(bottom, batch)
+    leaves = {
+        name: value.clone().requires_grad_(value.is_floating_point()) for name, value in [("main", z.main), *z.others.items()]
+    }
+    try:
+        top(leaves.pop("main"), **leaves)
+    except RuntimeError as error:
+        if "leaf Variable" not in str(error):
+            raise
+        return True
+    return False
+
+
+@contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a part that does not fit raises into one line."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # a stranger's module, data set or loss may raise anything
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"{what} ({reason}); {remedy}") from error

@@ -1,0 +1,54 @@
+"""How either side computes and takes a step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .streams import drawing
+
+
+@dataclass(frozen=True)
+class Training:
+    """How either side takes a step: autocast, learning rate by round, FedProx's pull (Li et al., arXiv 1812.06127), clipping."""
+
+    make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    factor: Callable[[int], float] = field(default=lambda round: 1.0)
+    clip: float | None = None
+    prox: float = 0.0
+    seed: int = 0
+    autocast: Callable[[], AbstractContextManager[Any]] = torch.enable_grad
+
+    @contextmanager
+    def computing(self, part: str, client: int, round: int, step: int) -> Iterator[None]:
+        """Autocast, and for layers that draw, as dropout does, a stream of this part, client, round and step."""
+        with drawing(self.seed, f"dropout {part}", client, round, step), self.autocast():
+            yield
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        optimizer = self.make_optimizer([{"params": list(module.parameters())}])
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+        return optimizer
+
+    def set_round(self, optimizer: torch.optim.Optimizer, round: int, scale: float = 1.0) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * self.factor(round) * scale
+
+    def step(self, optimizer: torch.optim.Optimizer, anchor: Sequence[Tensor] = ()) -> None:
+        """Take one optimizer step and clear the gradients; `anchor` is where prox pulls the optimizer's parameters to."""
+        for parameter, home in zip(parameters_of(optimizer) if anchor else (), anchor, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - home, alpha=self.prox)
+        if self.clip is not None:
+            for group in optimizer.param_groups:
+                torch.nn.utils.clip_grad_norm_(group["params"], self.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
