@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AuxiliaryOptions:
-    """The head at the cut, the decoder beside it, and the weights of their losses."""
+class HeadOptions:
+    """The head at the cut."""
 
     auxiliary: Annotated[str, "the head at the cut (cutlayer list heads)"] = "mlp"
     auxiliary_depth: Annotated[int, "hidden layers of the mlp head"] = 3
     auxiliary_width: Annotated[int, "width of the mlp head's hidden layers"] = 256
+
+
+@dataclass(frozen=True)
+class AuxiliaryOptions(HeadOptions):
+    """The head at the cut, the decoder beside it, and the weights of their losses."""
+
     aux_weight: Annotated[float, "weight of the head's loss; 0: it is not computed"] = 1.0
     reconstruction: Annotated[
         Literal["none", "conv2", "conv1x1"], "decoder of the input from the activations: none, conv2 (two 3x3), conv1x1"
@@ -30,11 +36,14 @@ class AuxiliaryOptions:
 
 def add_auxiliary(options: AuxiliaryOptions, client: "Client") -> None:
     """Add the head, and the decoder if there is one, to a client; both travel with its bottom."""
-    task = client.task
-    head = build_head(options.auxiliary, task, depth=options.auxiliary_depth, width=options.auxiliary_width)
-    client.add("auxiliary", head, auxiliary_loss)
+    client.add("auxiliary", head_of(options, client.task), auxiliary_loss)
     if options.reconstruction != "none":
-        client.add("decoder", build_decoder(options.reconstruction, task), reconstruction_loss)
+        client.add("decoder", build_decoder(options.reconstruction, client.task), reconstruction_loss)
+
+
+def head_of(options: HeadOptions, task: Task) -> nn.Module:
+    """Return the auxiliary head that options name."""
+    return build_head(options.auxiliary, task, depth=options.auxiliary_depth, width=options.auxiliary_width)
 
 
 def auxiliary_loss(head: nn.Module, z: Smashed, batch: Batch, task: Task) -> Tensor:
@@ -45,3 +54,8 @@ def auxiliary_loss(head: nn.Module, z: Smashed, batch: Batch, task: Task) -> Ten
 def reconstruction_loss(decoder: nn.Module, z: Smashed, batch: Batch, task: Task) -> Tensor:
     """Return the binary cross-entropy of the decoded logits against the input in [0, 1], as the network saw it."""
     return F.binary_cross_entropy_with_logits(z.into(decoder).float(), task.to_unit(batch.x))
+
+
+def squared_error(module: nn.Module, z: Smashed, batch: Batch, task: Task) -> Tensor:
+    """Return the mean squared error of the guess; the batch's x is the true gradient."""
+    return F.mse_loss(module(z.main, batch.y).float(), batch.x.float())

@@ -24,8 +24,12 @@ WRONG, FAILED, INTERRUPTED = 2, 1, 130
 def _flags() -> type:
     """Return a dataclass with one optional flag per recipe field and method option; values stay text until the recipe checks them."""
     helps = help_of(Recipe)
+    having: dict[str, list[str]] = {}
     for owner, kind in owners().items():
-        helps |= {name: f"{text} (option of {owner})" for name, text in help_of(kind).items()}
+        helps |= help_of(kind)
+        for name in help_of(kind):
+            having.setdefault(name, []).append(owner)
+    helps |= {name: f"{helps[name]} (option of {' and '.join(found)})" for name, found in having.items()}
     fields = [
         (name, Annotated[str | None, arg(help=text, metavar="VALUE", help_behavior_hint="(else the recipe's)")], None)
         for name, text in helps.items()

@@ -1,7 +1,7 @@
 """A data owner: its modules, its optimizer, and the only places where something leaves it."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from .averaging import batch_norm_entries
 from .cut import Smashed
 from .errors import BadInput
-from .frozen import frozen as freeze
 from .meter import Meter, owned_bytes
+from .slots import load_slots, slots
 from .task import Batch, Task
 from .training import Training, parameters_of
-from .wire import Exchange, Message, Reply
+from .wire import Collect, Exchange, Message, Reply
 
 Record = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Smashed, Batch, Task], Tensor]
@@ -67,58 +67,82 @@ class Client:
         self.counts: dict[str, int] = {}
         self.optimizer = optimizer or training.optimizer(self.modules)
 
-    def add(self, name: str, module: nn.Module, loss: Loss, *, lr: float | None = None, travels: bool = True) -> None:
-        """Add a module that is trained beside the bottom; where clients share one model, the first one's is used by all."""
+    def add(
+        self, name: str, module: nn.Module, loss: Loss, *, lr: float | None = None, travels: bool = True, trained: bool = True
+    ) -> None:
+        """Add a module beside the bottom, trained with it or not; where clients share one model, the first one's is used by all."""
         self.losses[name] = loss
         if name in self.modules:
             return
         if travels:
             self.travels.append(name)
         self.modules[name] = module
+        if not trained:
+            return
         base_lr = lr if lr is not None else self.optimizer.param_groups[0]["base_lr"]
         self.optimizer.add_param_group({"params": list(module.parameters()), "base_lr": base_lr, "lr": base_lr})
 
-    def forward(self, batch: Batch, frozen: bool = False) -> Smashed:
-        """Return the smashed data (N, *cut) of a batch; frozen: without a graph and without a trace in running statistics."""
-        bottom = self.modules["bottom"]
-        with (
-            self.meter.phase("client_forward", self.id),
-            freeze(bottom) if frozen else nullcontext(),
-            self._computing("bottom"),
-        ):
-            z = Smashed.through(bottom, batch)
-        self._spent("bottom", len(batch.y), not frozen)
+    def forward(self, batch: Batch, *, graph: bool = True, statistics: bool = True) -> Smashed:
+        """Return the smashed data (N, *cut) of a batch, if so wanted without a graph, or without a trace in running statistics."""
+        with self._pass("bottom", graph, statistics):
+            z = Smashed.through(self.modules["bottom"], batch)
+        self._spent("bottom", len(batch.y), graph)
         return z
 
-    def loss(self, name: str, z: Smashed, batch: Batch) -> Tensor:
-        """Return the loss of an added module on z."""
-        with self.meter.phase("client_forward", self.id), self._computing(name):
+    def loss(self, name: str, z: Smashed, batch: Batch, *, graph: bool = True, statistics: bool = True) -> Tensor:
+        """Return the loss of an added module on z, if so wanted without a graph, or without a trace in running statistics."""
+        with self._pass(name, graph, statistics):
             loss = self.losses[name](self.modules[name], z, batch, self.task)
-        self._spent(name, len(batch.y), True)
+        self._spent(name, len(batch.y), graph)
         return loss
 
-    def _computing(self, part: str) -> AbstractContextManager[None]:
-        return self.training.computing(part, self.id, self.round, self.step)
+    def predict(self, name: str, z: Smashed, batch: Batch) -> Tensor:
+        """Return what an added module says of z and the targets, without a graph and without a trace in running statistics."""
+        with self._pass(name, graph=False, statistics=False):
+            output: Tensor = self.modules[name](z.main, batch.y)
+        self._spent(name, len(batch.y), False)
+        return output
+
+    def gradient(self, name: str, z: Smashed, batch: Batch) -> dict[str, Tensor]:
+        """Return what an added module's loss says of the gradient at the cut, by role; nothing of the module moves."""
+        leaves = {role: tensor.detach() for role, tensor in z.tensors("cut_grad").items() if tensor.is_floating_point()}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        at = Smashed(leaves["cut_grad"], {n: leaves.get(f"cut_grad/{n}", t) for n, t in z.others.items()})
+        with self._pass(name, statistics=False):
+            loss = self.losses[name](self.modules[name], at, batch, self.task)
+        with self.meter.phase("client_backward", self.id):
+            grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        self._spent(name, len(batch.y), False)
+        self.meter.spend(str(self.id), name, len(batch.y), 2)
+        return {role: grad for role, grad in zip(leaves, grads, strict=True) if grad is not None}
+
+    def _pass(self, name: str, graph: bool = True, statistics: bool = True) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(self.meter.phase("client_forward", self.id))
+        how = self.training.computing(self.modules[name], name, self.id, self.round, self.step, graph, statistics)
+        stack.enter_context(how)
+        return stack
 
     def _spent(self, part: str, samples: int, backward: bool) -> None:
         self.meter.spend(str(self.id), part, samples)
         if backward:
             self.owed.append((part, samples))
 
-    def uplink(self, z: Smashed, batch: Batch, *, gradient: bool = True) -> Exchange[Message | None]:
-        """Send z, detached, and obtain the gradient at the cut, or nothing if `gradient` is False.
+    def uplink(self, z: Smashed, batch: Batch, *, gradient: bool = True, later: bool = False) -> Exchange[Message | None]:
+        """Send z, detached, and obtain the gradient at the cut, or nothing if `gradient` is False or it is to be collected later.
 
         With labels it is one message; a client that has a tail keeps them, gets features back, and sends their gradient
         (the tail's own gradients wait for `update`).
         """
-        reply: Reply = "wait" if gradient else "none"
+        reply: Reply = "none" if not gradient else "later" if later else "wait"
         tensors = z.detach().tensors("smashed")
         if "tail" not in self.modules:
             return (yield from self._ask("smashed", {**tensors, "labels": batch.y}, reply))
         answer = yield from self._ask("smashed", tensors, "wait", open=True)
         assert answer is not None
         features = answer.tensors["features"].requires_grad_()
-        with self.meter.phase("client_forward", self.id), self._computing("tail"):
+        with self._pass("tail"):
             loss = self.task.loss(self.modules["tail"](features), batch.y)
         with self.meter.phase("client_backward", self.id):
             loss.backward()
@@ -127,9 +151,26 @@ class Client:
         assert features.grad is not None
         return (yield from self._ask("feature_grad", {"feature_grad": features.grad}, reply))
 
-    def _ask(self, kind: str, tensors: dict[str, Tensor], reply: Reply, open: bool = False) -> Exchange[Message | None]:
+    def collect(self, step: int) -> Exchange[Message]:
+        """Obtain the reply to what was sent in a step of this turn with `later`, waiting for it if need be."""
         begin = self.meter.now()
-        answer = yield Message(kind, tensors, {}, self.id, self.step, reply, open)
+        answer = yield Collect(step)
+        self.meter.seconds["wait"] += self.meter.now() - begin
+        assert answer is not None
+        return answer
+
+    def probe(self, z: Smashed, batch: Batch, *, learn: bool, more: bool) -> Exchange[Tensor]:
+        """Obtain the server's loss on z, a number; it learns from what it was told to `learn` from when no `more` probes come."""
+        tensors = {**z.detach().tensors("smashed"), "labels": batch.y}
+        answer = yield from self._ask("probe", tensors, "wait", open=more, learn=learn)
+        assert answer is not None
+        return answer.tensors["loss"]
+
+    def _ask(
+        self, kind: str, tensors: dict[str, Tensor], reply: Reply, open: bool = False, **numbers: float
+    ) -> Exchange[Message | None]:
+        begin = self.meter.now()
+        answer = yield Message(kind, tensors, numbers, self.id, self.step, reply, open)
         if reply == "wait":
             self.meter.seconds["wait"] += self.meter.now() - begin
         return answer
@@ -154,6 +195,17 @@ class Client:
                 self.meter.spend(str(self.id), part, samples, 2)
             self.owed = []
             self.training.step(self.optimizer, self.anchor)
+
+    def update_along(self, gradients: Sequence[Tensor]) -> None:
+        """Take ONE optimizer step along gradients that were found without a backward pass, in the order of `trained`."""
+        with self.meter.phase("client_backward", self.id):
+            for parameter, gradient in zip(self.trained(), gradients, strict=True):
+                parameter.grad = gradient
+            self.training.step(self.optimizer, self.anchor)
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that its optimizer moves."""
+        return [parameter for parameter in parameters_of(self.optimizer) if parameter.requires_grad]
 
     def owned(self) -> int:
         return owned_bytes([self.modules], self.optimizer)
@@ -230,28 +282,3 @@ class Client:
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.totals, self.counts, self.anchor = dict(state["totals"]), dict(state["counts"]), list(state["anchor"])
-
-
-def _parameter_names(client: Client) -> dict[int, str]:
-    return {id(p): f"{name}.{key}" for name in client.travels for key, p in client.modules[name].named_parameters()}
-
-
-def slots(client: Client) -> dict[str, Tensor]:
-    """Return the optimizer's tensors by optimizer/<module>.<parameter>/<slot>."""
-    names = _parameter_names(client)
-    return {
-        f"optimizer/{names[id(p)]}/{slot}": value
-        for p, values in client.optimizer.state.items()
-        if id(p) in names
-        for slot, value in values.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def load_slots(client: Client, tensors: Mapping[str, Tensor]) -> None:
-    """Replace the optimizer's state by what travelled."""
-    parameters = {f"{n}.{key}": p for n in client.travels for key, p in client.modules[n].named_parameters()}
-    client.optimizer.state.clear()
-    for role, value in tensors.items():
-        _, name, slot = role.split("/")
-        client.optimizer.state[parameters[name]][slot] = value

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .client import Client, Record
 from .cut import Smashed
-from .program import Method
+from .program import Method, nothing
 from .recipes.recipe import Recipe
 from .server import Server
 from .task import Batch
@@ -21,6 +21,7 @@ class Watched:
 
     def __init__(self, method: Method, server: Server, every: int) -> None:
         self.method, self.server, self.every = method, server, every
+        self.settle = getattr(method, "settle", nothing)
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
         seen: Mapping[str, Tensor] = {}

@@ -3,13 +3,15 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Callable, Hashable
+from functools import partial
 from itertools import cycle, islice, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .client import Client, Record, load_slots, slots
+from .client import Client, Record
 from .costs import macs
 from .cut import Parts
 from .data.partition import Partition, split
@@ -18,13 +20,15 @@ from .fit import fitted
 from .meter import Direction
 from .parties import Parties, build, order
 from .program import program
-from .recipes.recipe import Recipe, names_of
+from .recipes.recipe import Recipe, method_class, names_of
 from .run import data_of, parts_of, task_of
+from .slots import load_slots, slots
 from .task import Batch, Task
 from .transports import inprocess
 from .wire import Exchange, Packed
 
 Payload = Counter[tuple[Direction, str]]
+Phase = Callable[[int, int, int], Hashable]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,22 +52,22 @@ def estimate(recipe: Recipe) -> Estimate:
     parts = parts_of(recipe, data)
     task = fitted(task_of(recipe), recipe, parts, data.train)
     turns = [[len(batch) for batch in order(recipe, len(share), k, 0)] for k, share in enumerate(clients.shares)]
-    period = math.lcm(*(n for name, n in recipe.options.items() if name.endswith("_every") and isinstance(n, int)), 1)
+    phase, period = _phases(recipe)
     peak: dict[str, int] = {}
-    costs: dict[int, list[Payload]] = {}
+    costs: dict[int, dict[Hashable, Payload]] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
         for size in {size for sizes in turns for size in sizes}:
-            probe, costs[size] = _steps(recipe, parts, clients, data.train, task, size, max(period, 2))
+            probe, costs[size] = _steps(recipe, parts, clients, data.train, task, size, phase, period + 1)
             peak = {side: max(peak.get(side, 0), probe.meter.peak[side]) for side in ("client", "server")}
         if getattr(recipe.schedule_options(), "server_copies", False):
             peak["server"] += (len(clients) - 1) * probe.server.owned()
         modules = probe.modules()
         counts = macs(modules, data.train.batch(torch.tensor([0]), None))
-        total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns)
-        for (size, t), count in steps.items():
-            for key, nbytes in costs[size][t % period].items():
+        total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns, phase)
+        for (size, at), count in steps.items():
+            for key, nbytes in costs[size][at].items():
                 total[key] += nbytes * count
     finally:
         torch.set_num_threads(threads)
@@ -75,9 +79,9 @@ def estimate(recipe: Recipe) -> Estimate:
 
 
 def _steps(
-    recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, size: int, num_steps: int
-) -> tuple[Parties, list[Payload]]:
-    """Run one client for some steps of one batch size; return the parties and the bytes of each step."""
+    recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, size: int, phase: Phase, num_steps: int
+) -> tuple[Parties, dict[Hashable, Payload]]:
+    """Run one client for some steps of one batch size; return the parties and the bytes of a step by its phase."""
     share = torch.tensor(list(islice(cycle(clients.shares[0].tolist()), size * num_steps)))
     one = dataclasses.replace(clients, shares=(share,))
     options = {k: v for k, v in recipe.options.items() if k not in names_of(type(recipe.schedule_options()))}
@@ -87,28 +91,37 @@ def _steps(
     parties = build(alone, parts, one, source, task, lambda: None)
     client = parties.clients[0]
     client.sample_step = 1  # its optimizer has state
-    costs: list[Payload] = [Counter() for _ in range(num_steps)]
+    by_step: list[Payload] = [Counter() for _ in range(num_steps)]
 
     def tap(direction: Direction, packed: Packed) -> None:
         if packed.message.kind not in ("sync", "go"):
             for role, nbytes in packed.payload().items():
-                costs[client.step][direction, role] += nbytes
+                by_step[client.step][direction, role] += nbytes
 
     inprocess.run(
         {0: program(client, parties.methods[0], parties.batches[0])}, parties.server, parties.ends, parties.meter, tap=tap
     )
-    return parties, costs
+    return parties, {phase(0, t, t): cost for t, cost in enumerate(by_step)}
+
+
+def _phases(recipe: Recipe) -> tuple[Phase, int]:
+    """Return what decides which messages a step sends, from its round, its number in it and in the run; and after how many all came."""
+    period = math.lcm(*(n for name, n in recipe.options.items() if name.endswith("_every") and isinstance(n, int)), 1)
+    of_method = getattr(method_class(recipe.method), "phase", None)
+    if of_method is not None:
+        return partial(of_method, recipe.method_options()), period
+    return lambda round, step, seen: seen % period, period
 
 
 class Counting:
-    """A method that computes and sends nothing, and counts its steps by batch size and by their number in the run."""
+    """A method that computes and sends nothing, and counts its steps by batch size and phase."""
 
-    def __init__(self, sizes: list[int], steps: Counter[tuple[int, int]]) -> None:
-        self.sizes, self.steps, self.seen = sizes, steps, 0
+    def __init__(self, sizes: list[int], phase: Phase, steps: Counter[tuple[int, Hashable]]) -> None:
+        self.sizes, self.phase, self.steps, self.seen = sizes, phase, steps, 0
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
         yield from ()
-        self.steps[self.sizes[client.step], self.seen] += 1
+        self.steps[self.sizes[client.step], self.phase(client.round, client.step, self.seen)] += 1
         self.seen += 1
         return {}
 
@@ -127,19 +140,20 @@ def _protocol(
     task: Task,
     state: dict[str, Tensor],
     turns: list[list[int]],
-) -> tuple[Payload, Counter[tuple[int, int]]]:
-    """Return the bytes of all hand-overs and evaluations, and the steps taken by (batch size, number in the client's run).
+    phase: Phase,
+) -> tuple[Payload, Counter[tuple[int, Hashable]]]:
+    """Return the bytes of all hand-overs and evaluations, and the steps taken by (batch size, phase).
 
     `state` is what an optimizer holds once it has stepped.
     """
     parties = build(recipe, parts, clients, source, task, lambda: None)
     parties.server.part = None  # no losses, no decisions: what is counted is that everything is sent
-    none, steps = Batch(torch.empty(0), torch.empty(0)), Counter[tuple[int, int]]()
+    none, steps = Batch(torch.empty(0), torch.empty(0)), Counter[tuple[int, Hashable]]()
     programs = {}
     for client, sizes, its in zip(parties.clients, turns, parties.batches, strict=True):
         load_slots(client, state)
         nothing = its._replace(iterate=lambda round, first, num=its.per_round: repeat(none, num - first))  # type: ignore[misc]
-        programs[client.id] = program(client, Counting(sizes, steps), nothing)
+        programs[client.id] = program(client, Counting(sizes, phase, steps), nothing)
     inprocess.run(programs, parties.server, parties.ends, parties.meter)
     payload: Payload = Counter()
     for (direction, role, _), nbytes in parties.meter.payload.items():

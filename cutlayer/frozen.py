@@ -1,9 +1,8 @@
-"""Forward passes that leave nothing behind: no graph, and no trace in running statistics."""
+"""Forward passes that leave no trace in running statistics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 
@@ -18,10 +17,3 @@ def still_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for each in moved:
             each.track_running_stats = True  # type: ignore[assignment]
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """The same without a graph."""
-    with torch.no_grad(), still_statistics(module):
-        yield

@@ -9,11 +9,19 @@ from .wire import Exchange, Message
 
 
 class Method(Protocol):
-    """Where the client's gradient comes from; one file and one row in METHODS."""
+    """Where the client's gradient comes from; one file and one row in METHODS.
+
+    One that asks for replies that it collects later has `settle(client)`, which collects them before a turn ends and at marks.
+    """
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]: ...
     def state(self) -> dict[str, Any]: ...
     def load(self, state: Mapping[str, Any]) -> None: ...
+
+
+def nothing(client: Client) -> Exchange[None]:
+    """Collect nothing."""
+    yield from ()
 
 
 def program(client: Client, method: Method, batches: Batches, checkpoint_every: int = 0) -> Exchange[None]:
@@ -21,6 +29,7 @@ def program(client: Client, method: Method, batches: Batches, checkpoint_every: 
 
     Every `checkpoint_every` steps a mark is asked for.
     """
+    settle = getattr(method, "settle", nothing)
     go = yield client.sync(False, batches)
     while go is not None and not go.numbers["stop"]:
         client.receive(go)
@@ -31,7 +40,9 @@ def program(client: Client, method: Method, batches: Batches, checkpoint_every: 
                 client.note((yield from method.step(client, batch)))
             client.step += 1
             if checkpoint_every and client.step % checkpoint_every == 0:
+                yield from settle(client)
                 yield Message("mark", {}, {}, client.id, client.step)
             if client.turn and client.step % client.turn == 0:
                 break
+        yield from settle(client)
         go = yield client.sync(True, batches)

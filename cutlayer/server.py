@@ -3,7 +3,6 @@
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ class ServerPart(Protocol):
     def frozen(self) -> bool: ...
     def orders(self, client: int) -> Mapping[str, float]: ...
     def end_round(self, server: "Server") -> None: ...
+    def owned(self) -> int: ...
     def state(self) -> dict[str, Any]: ...
     def load(self, state: Mapping[str, Any]) -> None: ...
 
@@ -86,7 +86,7 @@ class Server:
         self.marking: dict[int, Message] = {}
         self.running: set[int] = set()
         self.queue: deque[list[Message]] = deque()
-        self.open: dict[int, tuple[dict[str, Tensor], Tensor, ExitStack]] = {}
+        self.open: dict[int, Any] = {}  # exchanges under way, with what their handler keeps
 
     def handle(self, message: Message) -> list[Message]:
         """Return the replies now due, addressed by their `client`; raises BadInput on a kind nobody handles."""
@@ -222,7 +222,8 @@ class Server:
         return first
 
     def owned(self) -> int:
-        return sum(owned_bytes([self.copies.get(k, self.top)], optimizer) for k, optimizer in self.optimizers.items())
+        tops = sum(owned_bytes([self.copies.get(k, self.top)], optimizer) for k, optimizer in self.optimizers.items())
+        return tops + (self.part.owned() if self.part else 0)
 
     def state(self) -> dict[str, Any]:
         return {

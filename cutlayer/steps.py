@@ -24,16 +24,19 @@ def _merge(messages: list[Message], role: str) -> dict[str, Tensor]:
     return merged
 
 
-def _forward(server: "Server", messages: list[Message], gradient: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the received leaves by name and the top's output."""
+def forward(
+    server: "Server", messages: list[Message], gradient: bool, statistics: bool = True
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the received leaves by name and the top's output, if so wanted without a trace in running statistics."""
     leaves = _merge(messages, "smashed")
     for leaf in leaves.values():
         if gradient and leaf.is_floating_point():
             leaf.requires_grad_()
-    inputs = {name: leaf.clone() if server.copy_input and gradient else leaf for name, leaf in leaves.items()}
+    inputs = {name: leaf.clone() if server.copy_input else leaf for name, leaf in leaves.items()}
     first = messages[0]
-    with server.training.computing("top", first.client, server.schedule.round, first.step):
-        output: Tensor = server.top_of(messages[0].client)(inputs.pop("main"), **inputs)
+    top = server.top_of(first.client)
+    with server.training.computing(top, "top", first.client, server.schedule.round, first.step, statistics=statistics):
+        output: Tensor = top(inputs.pop("main"), **inputs)
     return leaves, output
 
 
@@ -48,14 +51,14 @@ def train_step(server: "Server", messages: list[Message]) -> list[Message]:
         step = ExitStack()  # the step stays open until the second half closes it
         step.enter_context(measured)
         with server.meter.phase("server_forward", first.client):
-            leaves, output = _forward(server, messages, gradient=True)
+            leaves, output = forward(server, messages, gradient=True)
         server.meter.spend("server", "top", len(leaves["main"]))
         server.open[first.client] = leaves, output, step
         return [Message("features", {"features": output.detach()}, client=first.client, step=first.step)]
     with measured:
         gradient = any(message.reply != "none" for message in messages)
         with server.meter.phase("server_forward", first.client):
-            leaves, output = _forward(server, messages, gradient)
+            leaves, output = forward(server, messages, gradient)
             y = _merge(messages, "labels")["main"]
             with server.training.autocast():
                 loss = server.task.loss(output, y)

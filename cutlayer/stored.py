@@ -90,6 +90,9 @@ class Stored:
             self.store = {}
         self.now, self.came = found, set()
 
+    def owned(self) -> int:
+        return sum(role.nbytes for packed in self.store.values() for role in packed.roles)
+
     def state(self) -> dict[str, Any]:
         store = [[*key, [[c.role, c.coded, list(c.parts)] for c in packed.roles]] for key, packed in self.store.items()]
         return {

@@ -1,13 +1,14 @@
 """How either side computes and takes a step."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .frozen import still_statistics
 from .streams import drawing
 
 
@@ -20,12 +21,19 @@ class Training:
     clip: float | None = None
     prox: float = 0.0
     seed: int = 0
-    autocast: Callable[[], AbstractContextManager[Any]] = torch.enable_grad
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @contextmanager
-    def computing(self, part: str, client: int, round: int, step: int) -> Iterator[None]:
-        """Autocast, and for layers that draw, as dropout does, a stream of this part, client, round and step."""
-        with drawing(self.seed, f"dropout {part}", client, round, step), self.autocast():
+    def computing(
+        self, module: nn.Module, part: str, client: int, round: int, step: int, graph: bool = True, statistics: bool = True
+    ) -> Iterator[None]:
+        """Autocast, and for layers that draw, as dropout does, a stream of this part, client, round and step.
+
+        Without a graph if so wanted, and without a trace in running statistics.
+        """
+        still = nullcontext() if statistics else still_statistics(module)
+        drawn = drawing(self.seed, f"dropout {part}", client, round, step)
+        with drawn, still, self.autocast(), torch.set_grad_enabled(graph and torch.is_grad_enabled()):
             yield
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:

@@ -47,7 +47,11 @@ def test_golden_bytes_are_what_the_schemes_say():
         assert golden[scheme]["up"]["weights"] == 2 * ROUNDS * nbytes
     assert golden["fedavg"]["up"]["weights"] == 2 * ROUNDS * whole
     assert golden["fedavg"]["down"]["weights"] == 2 * (ROUNDS - 1) * whole
-    for scheme in ("dsl", "dsl_seq", "dsl_fed", "locsplitfed", "cse_fsl"):
+    steps = 2 * 3 * ROUNDS  # of both clients
+    assert golden["dni"]["down"]["cut_grad"] == 2 * 2 * 4 * z  # every 4th of 6 steps of each
+    assert golden["hosl"]["up"]["smashed"] == 2 * samples * z
+    assert golden["hosl"]["down"]["loss"] == 8 * steps
+    for scheme in ("dsl", "dsl_seq", "dsl_fed", "locsplitfed", "cse_fsl", "fsl_sage", "heron_sfl"):
         assert "cut_grad" not in golden[scheme]["down"]
     assert golden["dsl"]["down"] == golden["centralised"]["down"] == golden["local_only"]["down"] == {}
     assert set(golden["centralised"]["up"]) == set(golden["local_only"]["up"]) == {"evaluation"}

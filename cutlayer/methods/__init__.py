@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from . import auxiliary_loss, backprop, loss_threshold, uncut
+from . import auxiliary_loss, backprop, fsl_sage, loss_threshold, synthetic_gradient, uncut, zeroth_order
 
 
 class Entry(NamedTuple):
@@ -19,6 +19,17 @@ METHODS: dict[str, Entry] = {
     ),
     "loss_threshold": Entry(
         loss_threshold.LossThreshold, "full exchange, activations alone, or rest, as the server's loss moves (A, B, C)"
+    ),
+    "fsl_sage": Entry(
+        fsl_sage.FslSage, "the head's own gradient at the cut; the server aligns the head with the true one now and then"
+    ),
+    "synthetic_gradient": Entry(
+        synthetic_gradient.SyntheticGradient,
+        "a regressor at the client guesses the gradient; true ones come back now and then to teach it",
+    ),
+    "zeroth_order": Entry(
+        zeroth_order.ZerothOrder,
+        "no backward pass at the client: losses under random shifts of its weights, the server's or its own",
     ),
     "uncut": Entry(uncut.Uncut, "no cut: the whole network at every data owner, for the baselines (with cut = none)"),
 }

@@ -43,6 +43,7 @@ class LossThreshold:
 
     Options: ClassVar[type] = LossThresholdOptions
     needs_labels: ClassVar[bool] = True
+    decides_for_all: ClassVar[bool] = True
 
     def __init__(self, options: LossThresholdOptions, client: Client) -> None:
         pass
@@ -57,7 +58,7 @@ class LossThreshold:
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
         full = client.orders["state"] == A
-        z = client.forward(batch, frozen=not full)
+        z = client.forward(batch, graph=full, statistics=full)
         reply = yield from client.uplink(z, batch, gradient=full)
         if reply is not None:
             client.update(z=z, cut_grad=reply.tensors)

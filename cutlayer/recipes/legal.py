@@ -60,6 +60,8 @@ def refusal(recipe: Recipe) -> str | None:
     schedule = recipe.schedule_options()
     if getattr(schedule, "server_order", "") == "concatenated" and (schedule.server_copies or recipe.tail is not None):
         return "server_order = 'concatenated' is one server step on all clients' batches; drop server_copies and the tail"
+    if getattr(schedule, "server_order", "") == "concatenated" and getattr(method, "dialogue", False):
+        return f"server_order = 'concatenated': method {recipe.method!r} asks several times for one batch; take another order"
     if (
         getattr(schedule, "merge", "") == "fedbuff"
         and schedule.restart == "at_merge"
@@ -68,7 +70,7 @@ def refusal(recipe: Recipe) -> str | None:
         return (
             f"buffer_size = {schedule.buffer_size} is never full with {recipe.num_clients} clients that wait for it; lower it"
         )
-    if hasattr(method, "server_part") and hasattr(schedule, "merge"):
+    if getattr(method, "decides_for_all", False) and hasattr(schedule, "merge"):
         return f"method {recipe.method!r} decides for all clients at the end of a round, and schedule asynchronous has none in common"
     if len(recipe.speeds) not in (0, 1, recipe.num_clients):
         return f"speeds: {len(recipe.speeds)} are given for {recipe.num_clients} clients; give one for each, or one for all"

@@ -90,6 +90,31 @@ SCHEMES: dict[str, Scheme] = {
         "all clients at once on their own losses, one top in order of arrival; bottoms and heads averaged every round",
         "Mu & Shen, arXiv 2507.15816", "in FSL-SAGE's code the period begins anew in every round and clients come one after another",
     ),
+    "fsl_sage": Scheme(
+        {"method": "fsl_sage", "schedule": "parallel", "server_order": "client_major"},
+        "activations and labels of every 5th batch up, a head down every 10th round; client weights up and down every round",
+        "all clients at once on the gradient of a head of their own, one top client after client; bottoms averaged every round",
+        "Nair et al., arXiv 2505.23182",
+        "the authors' alignment moves the top's running statistics, and compares means over batches of other sizes",
+    ),
+    "dni": Scheme(
+        {"method": "synthetic_gradient", **RELAY, "true_every": 4},
+        "activations and labels up, every 4th gradient down, for which nobody waits",
+        "clients take turns; the bottom moves along a guessed gradient at once, and the guess is taught when the true one is there",
+        "Jaderberg et al., arXiv 1608.05343", "the paper's guess is taught at every batch",
+    ),
+    "hosl": Scheme(
+        {"method": "zeroth_order", **RELAY},
+        "activations of two shifts of the bottom's weights and labels up, two losses down",
+        "clients take turns; two losses make a step of the bottom; the top learns at the first shift",
+        "arXiv 2601.10940", "in the authors' code the top's gradient is kept and its step taken last; the same weights come out",
+    ),
+    "heron_sfl": Scheme(
+        {"method": "zeroth_order", "probe": "local", "schedule": "parallel", "server_order": "arrival"},
+        "activations and labels up; client weights and heads up and down every round",
+        "all clients at once, steps from two losses of their own heads; one top in order of arrival; averages every round",
+        "arXiv 2601.09076, from its abstract",
+    ),
     "async_splitfed": Scheme(
         {"method": "backprop", "schedule": "asynchronous"},
         "activations and labels up, gradients down; client weights up and down after every turn of a client",

@@ -26,7 +26,7 @@ def run(
     inbox: dict[int, deque[Message]] = {k: deque() for k in programs}
     behind: deque[Message] = deque()
     running: deque[tuple[int, Message | None]] = deque((k, None) for k in programs)
-    waits: dict[int, int | None] = {}  # who waits, and for which step (None: any)
+    waits: dict[int, int] = {}  # who waits, and for the reply to which step
 
     link = Link(codecs, meter, tap)
 
@@ -54,7 +54,7 @@ def run(
             continue
         arrived, _ = link.carry("up", sent)
         if sent.reply == "wait":
-            waits[k] = None
+            waits[k] = sent.step
             _drain(behind, serve)
             serve(arrived)
         else:

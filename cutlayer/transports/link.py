@@ -48,6 +48,6 @@ class Replayed:
         return replies
 
 
-def find(messages: deque[Message], step: int | None) -> Message | None:
-    """Return the first message that answers a step, or any."""
-    return next((m for m in messages if step is None or m.step == step), None)
+def find(messages: deque[Message], step: int) -> Message | None:
+    """Return the first message that answers a step."""
+    return next((m for m in messages if m.step == step), None)

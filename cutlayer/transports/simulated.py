@@ -21,7 +21,7 @@ class Simulation:
         self.link = Link(codecs, meter, tap)
         self.events: list[tuple[float, int, int, bool, Message | None]] = []  # ..., is at the server, what
         self.inbox: dict[int, deque[Message]] = {k: deque() for k in programs}
-        self.waits: dict[int, int | None] = {}
+        self.waits: dict[int, int] = {}
         self.count = 0
         self.last: dict[int, float] = {}  # when a client's latest message arrives
         # who goes on from a mark says hello for nothing, and in the middle of a turn is let go for nothing
@@ -76,7 +76,7 @@ class Simulation:
             self.clock.at[k] = arrives
         self._push(arrives, k, True, message)
         if sent.reply == "wait":
-            self.waits[k] = None
+            self.waits[k] = sent.step
         else:
             self._push(time, k, False, None)
 

@@ -1,0 +1,123 @@
+"""The server's part of FSL-SAGE: a memory of activations, and heads taught to say what the top's gradient would be."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .auxiliary import head_of
+from .errors import BadInput
+from .frozen import still_statistics
+from .meter import owned_bytes
+from .steps import train_step
+from .streams import drawing, stream
+from .wire import Message
+
+if TYPE_CHECKING:
+    from .server import Server
+
+
+class Aligned:
+    """Keeps the newest activations of each client with their labels, and aligns its head when the client asks for it.
+
+    `options` as FslSageOptions. The first step of the top comes before the alignment, as in the authors' code.
+    """
+
+    frozen = False
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.heads: dict[int, nn.Module] = {}
+        self.saved: dict[int, tuple[Any, Any]] = {}  # of a mark, for heads that are not built yet
+        self.optimizers: dict[int, torch.optim.Optimizer] = {}
+        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
+        self.handlers = {"smashed": self.handle}
+
+    def orders(self, client: int) -> dict[str, float]:
+        return {}
+
+    def end_round(self, server: "Server") -> None:
+        pass
+
+    def handle(self, server: "Server", messages: list[Message]) -> list[Message]:
+        """Train the top, keep what came, and answer those who wait with a head."""
+        replies = train_step(server, [replace(message, reply="none") for message in messages])
+        for message in messages:
+            self.keep(message)
+            if message.reply != "none":
+                head = self.align(server, message.client)
+                tensors = {f"auxiliary/{name}": tensor for name, tensor in head.state_dict().items()}
+                replies.append(Message("auxiliary", tensors, client=message.client, step=message.step))
+        return replies
+
+    def keep(self, message: Message) -> None:
+        """Add a message's activations to its client's memory."""
+        extra = [role for role in message.tensors if role not in ("smashed", "labels")]
+        if extra:
+            raise BadInput(f"method 'fsl_sage' aligns one tensor at the cut, and {', '.join(extra)} crosses too; cut elsewhere")
+        new = message.tensors["smashed"].detach().float(), message.tensors["labels"]
+        old = self.memory.get(message.client)
+        z, y = new if old is None else (torch.cat(pair) for pair in zip(old, new, strict=True))
+        self.memory[message.client] = z[-self.options.memory_size :], y[-self.options.memory_size :]
+
+    def align(self, server: "Server", client: int) -> nn.Module:
+        """Teach a client's head the top's gradient on the memory by the squared error of its own, and return it.
+
+        A head's loss is a mean over its mini-batch and the top's one over the memory, so estimates are scaled to the latter.
+        The error of the last pass is recorded as a share of the squared gradient: 1 is what a head that says nothing has.
+        """
+        z, y = self.memory[client]
+        head, optimizer = self._head(server, client)
+        top, o = server.top_of(client), self.options
+        with server.meter.phase("server_backward", client), still_statistics(top):
+            target = gradient(server, top, z, y)
+            for epoch in range(o.align_epochs):
+                draw = stream(server.training.seed, "alignment", client, server.schedule.round, epoch)
+                for index in torch.randperm(len(y), generator=draw).to(y.device).split(o.align_batch):
+                    estimate = gradient(server, head, z[index], y[index], create_graph=True) * (len(index) / len(y))
+                    error = (estimate - target[index]).square().sum()
+                    optimizer.zero_grad(set_to_none=True)
+                    error.backward()
+                    optimizer.step()
+                    if epoch == o.align_epochs - 1:
+                        server.note("alignment_error", error / target[index].square().sum().clamp_min(1e-12), 1)
+        server.meter.spend("server", "top", len(y), 3)
+        server.meter.spend("server", "auxiliary", len(y) * o.align_epochs, 6)  # forward, backward, and both once more
+        return head
+
+    def _head(self, server: "Server", client: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        if client not in self.heads:
+            z, _ = self.memory[client]
+            with drawing(server.training.seed, "aligned head", client):
+                self.heads[client] = head_of(self.options, server.task).to(z.device)
+            self.optimizers[client] = torch.optim.Adam(self.heads[client].parameters(), lr=self.options.align_lr)
+            if client in self.saved:
+                weights, slots = self.saved.pop(client)
+                self.heads[client].load_state_dict(weights)
+                self.optimizers[client].load_state_dict(slots)
+        return self.heads[client], self.optimizers[client]
+
+    def owned(self) -> int:
+        kept = sum(z.nbytes + y.nbytes for z, y in self.memory.values())
+        return kept + sum(owned_bytes([head], self.optimizers[k]) for k, head in self.heads.items())
+
+    def state(self) -> dict[str, Any]:
+        built = {k: (head.state_dict(), self.optimizers[k].state_dict()) for k, head in self.heads.items()}
+        return {
+            "heads": [[k, *both] for k, both in (self.saved | built).items()],
+            "memory": [[k, z, y] for k, (z, y) in self.memory.items()],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.saved = {k: (weights, slots) for k, weights, slots in state["heads"]}
+        self.memory = {k: (z, y) for k, z, y in state["memory"]}
+
+
+def gradient(server: "Server", module: nn.Module, z: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
+    """Return the gradient (n, *cut) of the task's loss of a module's output at the cut."""
+    leaf = z.clone().requires_grad_()
+    inputs = leaf.clone() if server.copy_input else leaf
+    (grad,) = torch.autograd.grad(server.task.loss(module(inputs), y), leaf, create_graph=create_graph)
+    return grad

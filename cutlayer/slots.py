@@ -1,0 +1,34 @@
+"""A client's optimizer state by name, for when it travels with the weights."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .client import Client
+
+
+def _parameter_names(client: "Client") -> dict[int, str]:
+    return {id(p): f"{name}.{key}" for name in client.travels for key, p in client.modules[name].named_parameters()}
+
+
+def slots(client: "Client") -> dict[str, Tensor]:
+    """Return the optimizer's tensors by optimizer/<module>.<parameter>/<slot>."""
+    names = _parameter_names(client)
+    return {
+        f"optimizer/{names[id(p)]}/{slot}": value
+        for p, values in client.optimizer.state.items()
+        if id(p) in names
+        for slot, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_slots(client: "Client", tensors: Mapping[str, Tensor]) -> None:
+    """Replace the optimizer's state by what travelled."""
+    parameters = {f"{n}.{key}": p for n in client.travels for key, p in client.modules[n].named_parameters()}
+    client.optimizer.state.clear()
+    for role, value in tensors.items():
+        _, name, slot = role.split("/")
+        client.optimizer.state[parameters[name]][slot] = value
