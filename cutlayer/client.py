@@ -11,6 +11,7 @@ from .averaging import batch_norm_entries
 from .cut import Smashed
 from .errors import BadInput
 from .meter import Meter, owned_bytes
+from .reducing import Reducer, spread
 from .slots import load_slots, slots
 from .task import Batch, Task
 from .training import Training, parameters_of
@@ -60,6 +61,7 @@ class Client:
         self.meter = meter or Meter()
         self.sample_step, self.keeps_norm, self.turn = sample_step, keeps_norm, turn
         self.anchor: list[Tensor] = []
+        self.reducer: Reducer | None = None  # merges the rows of a batch before they are sent
         self.owed: list[tuple[str, int]] = []  # forward passes whose backward pass is still to come
         self.losses: dict[str, Loss] = {}
         self.give_back, self.orders = 0, dict[str, float]()
@@ -136,20 +138,24 @@ class Client:
         (the tail's own gradients wait for `update`).
         """
         reply: Reply = "none" if not gradient else "later" if later else "wait"
-        tensors = z.detach().tensors("smashed")
+        tensors, y, share = z.detach().tensors("smashed"), batch.y, None
+        if self.reducer is not None:
+            tensors, y, share = self.reducer.reduce(tensors, y, self.task.num_classes)
         if "tail" not in self.modules:
-            return (yield from self._ask("smashed", {**tensors, "labels": batch.y}, reply))
+            answer = yield from self._ask("smashed", {**tensors, "labels": y}, reply)
+            return spread(answer, share)
         answer = yield from self._ask("smashed", tensors, "wait", open=True)
         assert answer is not None
         features = answer.tensors["features"].requires_grad_()
         with self._pass("tail"):
-            loss = self.task.loss(self.modules["tail"](features), batch.y)
+            loss = self.task.loss(self.modules["tail"](features), y)
         with self.meter.phase("client_backward", self.id):
             loss.backward()
         self.meter.spend(str(self.id), "tail", len(batch.y), 3)
         self.note({"loss": loss.detach()})
         assert features.grad is not None
-        return (yield from self._ask("feature_grad", {"feature_grad": features.grad}, reply))
+        answer = yield from self._ask("feature_grad", {"feature_grad": features.grad}, reply)
+        return spread(answer, share)
 
     def collect(self, step: int) -> Exchange[Message]:
         """Obtain the reply to what was sent in a step of this turn with `later`, waiting for it if need be."""
@@ -275,6 +281,7 @@ class Client:
             "round": self.round, "step": self.step, "version": self.version, "give_back": self.give_back,
             "modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict(),
             "totals": self.totals, "counts": self.counts, "anchor": self.anchor,
+            "reducer": self.reducer.state() if self.reducer else {},
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -282,3 +289,5 @@ class Client:
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.totals, self.counts, self.anchor = dict(state["totals"]), dict(state["counts"]), list(state["anchor"])
+        if self.reducer:
+            self.reducer.load(state["reducer"])

@@ -18,11 +18,13 @@ def recomposed(
     task: Task,
     autocast: Callable[[], AbstractContextManager[Any]],
     place: Callable[[Tensor], Tensor] = lambda x: x,
+    through: Callable[[Tensor], Tensor] = lambda z: z,
     batch_size: int = 500,
 ) -> dict[str, float]:
     """Return the task's metrics of tail(top(bottom(x))) over every sample, and the auxiliary head's as auxiliary_<metric>.
 
-    Eval mode, no augmentation, no codec; the modules' modes are put back. `place` lays out a batch of inputs.
+    Eval mode, no augmentation; the modules' modes are put back. `place` lays out a batch of inputs, `through` is what becomes of
+    activations on their way, if a codec is to be evaluated too.
     """
     was = {name: module.training for name, module in modules.items()}
     outputs: dict[str, list[Tensor]] = {"": []}
@@ -34,7 +36,7 @@ def recomposed(
             for index in torch.arange(len(source)).split(batch_size):
                 batch = source.batch(index, None)
                 z = Smashed.through(modules["bottom"], batch._replace(x=place(batch.x)))
-                output = modules["top"](z.main, **z.others)
+                output = modules["top"](through(z.main), **z.others)
                 outputs[""].append(modules["tail"](output) if "tail" in modules else output)
                 if "auxiliary" in modules:
                     outputs.setdefault("auxiliary_", []).append(z.into(modules["auxiliary"]))

@@ -209,7 +209,15 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
             place_module(recipe, module)
         built.append(client)
     plan = Plan(len(clients), recipe.rounds, recipe.evaluate_every, recipe.seed)
-    ends = [(codecs.build(recipe.codec), codecs.build(recipe.codec)) for _ in built]
+    ends = [
+        (
+            codecs.build(recipe.codec, recipe.seed, client.id, "client"),
+            codecs.build(recipe.codec, recipe.seed, client.id, "server"),
+        )
+        for client in built
+    ]
+    for client in built:
+        client.reducer = codecs.reducer(recipe.codec, recipe.seed, client.id)
     make_part = getattr(kind, "server_part", None)
     server = Server(
         place_module(recipe, parts.top), schedule_class(recipe.schedule)(how_often, plan), how, task, meter=meter,

@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
+from . import codecs
 from .data.sources import Source
 from .errors import BadInput, RunFailed
 from .evaluate import recomposed
@@ -53,7 +56,8 @@ class Rounds:
                 )
         if server.schedule.plan.evaluated(round) and self.source.held_out is not None:
             task, autocast = self.parties.clients[0].task, server.training.autocast
-            found = [recomposed(m, self.source.held_out, task, autocast, placement(self.recipe)) for m in self.parties.models()]
+            place, through = placement(self.recipe), as_evaluated(self.recipe)
+            found = [recomposed(m, self.source.held_out, task, autocast, place, through) for m in self.parties.models()]
             record |= {name: sum(each[name] for each in found) / len(found) for name in found[0]}
             if len(found) > 1:
                 record |= {
@@ -84,6 +88,16 @@ class Rounds:
         clients = [client.id for client in self.parties.clients]
         self.parties.meter.again = {("up", k) for k in clients} | {("down", k) for k in clients if k not in waiting}
         self.done = int(state["done"])
+
+
+def as_evaluated(recipe: Recipe) -> Callable[[Tensor], Tensor]:
+    """Return what evaluation does to activations: nothing, or with `compress_eval` what the codec does, without chance."""
+    codec = codecs.build(recipe.codec, recipe.seed).get("smashed") if recipe.compress_eval else None
+    if codec is None:
+        return lambda z: z
+    for each in getattr(codec, "codecs", [codec]):
+        each.training = False
+    return lambda z: codec.decode(codec.encode(z))
 
 
 def means(server: Server) -> dict[str, float]:

@@ -33,6 +33,7 @@ def pack(message: Message, codecs: Codecs) -> Packed:
     for role, tensor in message.tensors.items():
         codec = codecs.get(family(role)) if tensor.is_floating_point() else None
         tensor = tensor.detach()
+        _begin(codec, message, role)
         roles.append(Coded(role, codec is not None, codec.encode(tensor) if codec else (tensor,)))
     return Packed(message, tuple(roles))
 
@@ -40,14 +41,22 @@ def pack(message: Message, codecs: Codecs) -> Packed:
 def unpack(packed: Packed, codecs: Codecs) -> Message:
     """Return the message with fresh leaf tensors that alias nothing of the sender, in process too."""
     tensors: dict[str, Tensor] = {}
+    m = packed.message
     for role, coded, parts in packed.roles:
         if not parts or (coded and family(role) not in codecs):
             raise BadInput(
                 f"role {role!r} came coded, or empty, and this end has no codec for it; both ends need the same recipe"
             )
         if coded:
+            _begin(codecs[family(role)], m, role)
             tensors[role] = codecs[family(role)].decode(parts)
         else:
             tensors[role] = parts[0] if packed.owned else parts[0].clone()
-    m = packed.message
     return Message(m.kind, tensors, m.numbers, m.client, m.step, m.reply, m.open, packed)
+
+
+def _begin(codec: object, message: Message, role: str) -> None:
+    """Tell a codec that asks for it what the next tensor belongs to."""
+    begin = getattr(codec, "begin", None)
+    if begin is not None:
+        begin(message, role)

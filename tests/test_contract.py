@@ -66,6 +66,7 @@ def fields_of(method, at, codec, schedule):
     tail = {"tail": CUTS[at]} if CUTS[at] and not uncut else {}
     at = "none" if uncut else at
     base = {"method": method, "schedule": schedule[0], "cut": at, "num_clients": 2, **dict(schedule[1:]), **tail, **options}
+    codec = {"top_k": "top_k@0.5", "random_top_k": "random_top_k@0.8"}.get(codec, codec)  # a tenth of 8 features is one
     roles = dict.fromkeys(("smashed", "cut_grad", "features", "feature_grad"), codec)
     why = ""
     for drop in ((), ("cut_grad",), ("features", "feature_grad"), ("cut_grad", "features", "feature_grad"), tuple(roles)):

@@ -9,7 +9,8 @@ import cutlayer
 
 PACKAGE = Path(cutlayer.__file__).parent
 LEVELS = (
-    {"errors", "streams", "task", "named", "averaging", "message", "frame", "wire", "codecs", "models", "trace", "cut", "frozen",
+    {"errors", "streams", "task", "named", "averaging", "message", "frame", "wire", "codecs", "reducing",
+     "models", "trace", "cut", "frozen",
      "training", "slots",
      "data.partition", "data.augment", "data.files"},
     {"auxiliary", "meter", "clock", "client", "program", "schedules", "server", "steps", "stored", "aligned", "probes", "shifts",

@@ -109,6 +109,29 @@ def test_law8_rebuilt_at_every_mark(method, schedule, codec, tail, tmp_path):
     assert [line["round"] for line in lines] == [0, 1, 2]
 
 
+MEMORIES = [
+    {"smashed": "uniform4", "cut_grad": "uniform8"},
+    {"smashed": "random_top_k@0.3:0.3+uniform8", "cut_grad": "random_top_k@0.3+float16"},
+    {"smashed": "low_rank@2", "cut_grad": "low_rank@2"},
+    {"smashed": "gaussian_noise@0.1:5.0+float8"},
+    {"smashed": "batch_merge@0.5+uniform8"},
+    {"weights": "feedback+uniform4", "smashed": "minifloat"},
+]
+
+
+@pytest.mark.parametrize("schedule", ["reset", "v2", "fedasync-clock"])
+@pytest.mark.parametrize("codec", MEMORIES, ids=str)
+def test_law8_codecs_that_remember(codec, schedule, tmp_path):
+    fields = {"codec": codec, "num_clients": 2, "rounds": 3, "batch_size": 4, "lr": 0.02, **SCHEDULES[schedule]}
+    recipe = make({**fields, "num_threads": 1, "checkpoint_every": 2})
+    clients = cl.partition.contiguous(small_data(n=20).train, num_clients=2)
+    parts = cl.cut(small_model(), "stage1.block1")
+    whole = train(recipe, parts, clients, Task(num_classes=4), tmp_path / "whole")
+    broken, stops = until_done(recipe, parts, clients, tmp_path / "broken")
+    assert stops > 2
+    assert all(equal(whole.modules[name], broken.modules[name]) for name in whole.modules)
+
+
 @pytest.mark.parametrize("at_s", [0.6, 1.2])
 def test_law8_killed_and_started_again(at_s, tmp_path):
     words = ["run", "demo", "--num-train", "256", "--num-test", "64", "--rounds", "4", "--warmup-rounds", "0"]

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from conftest import equal, small_data, small_model
-from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import cutlayer as cl
@@ -193,53 +192,3 @@ def test_T10_1_the_identity_codec_changes_neither_bits_nor_bytes(scheme):
     bare, coded = cl.run(parts, clients, **how), cl.run(parts, clients, codec=roles, **how)
     assert all(equal(bare.modules[name], coded.modules[name]) for name in bare.modules)
     assert bare.summary["bytes"] == coded.summary["bytes"]
-
-
-def test_a_codec_is_straight_through():
-    """The client's gradient with a codec is that of the uncut graph with the codec as a straight-through operator."""
-    from cutlayer.codecs import CODECS
-
-    data, model = small_data(n=8), small_model()
-    parts = cl.cut(model, "stage1.block1")
-    clients = cl.partition.contiguous(data.train, num_clients=1)
-    how = {"rounds": 1, "batch_size": 8, "num_threads": 1, "momentum": 0.0, "lr": 1.0}
-    result = cl.run(parts, clients, codec={"smashed": "float8", "cut_grad": "float8"}, **how)
-    bottom, top = copy.deepcopy(parts.bottom), copy.deepcopy(parts.top)
-    up, down = CODECS["float8"].build("smashed"), CODECS["float8"].build("cut_grad")
-    (batch,) = batches(make(how), clients.source, clients.shares[0], 0)(0, 0)
-    z = bottom(batch.x)
-    received = up.decode(up.encode(z.detach())).requires_grad_()
-    nn.functional.cross_entropy(top(received), batch.y).backward()
-    z.backward(down.decode(down.encode(received.grad)))
-    for part, name in ((bottom, "bottom"), (top, "top")):
-        for (key, before), after in zip(part.named_parameters(), result.modules[name].parameters(), strict=True):
-            assert torch.equal(before - before.grad, after), key
-
-
-RANDOM = st.fixed_dictionaries(
-    {
-        "rounds": st.integers(1, 3),
-        "batch_size": st.integers(2, 9),
-        "local_epochs": st.integers(1, 2),
-        "lr_schedule": st.sampled_from(["constant", "cosine", "steps"]),
-        "optimizer": st.sampled_from(["sgd", "adam"]),
-        "momentum": st.sampled_from([0.0, 0.9]),
-        "weight_decay": st.sampled_from([0.0, 1e-3]),
-        "seed": st.integers(0, 5),
-        "drop_last": st.booleans(),
-        "checkpoint_every": st.integers(0, 2),
-        "evaluate_every": st.integers(1, 2),
-        "lr": st.just(0.02),
-        "num_threads": st.just(1),
-    }
-)
-ENDS = [("stem", None), ("stage1.block1", None), ("pool", None), ("stem", "pool"), ("stage1", "hidden")]
-
-
-@given(RANDOM, st.integers(14, 40), st.integers(1, 3), st.sampled_from(["carry", "shared"]), st.sampled_from(ENDS))
-@settings(max_examples=30, deadline=None, derandomize=True)
-def test_law2_any_configuration_equals_the_uncut_model(fields, n, num_clients, hand_over, ends):
-    data, model = small_data(n=n), small_model(fields["seed"])
-    clients = cl.partition.iid(data.train, num_clients, seed=fields["seed"])
-    result = cl.run(cl.cut(model, *ends), clients, hand_over=hand_over, **fields)
-    assert_same_model(result, uncut(model, clients, fields))

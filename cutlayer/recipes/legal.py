@@ -49,6 +49,10 @@ def refusal(recipe: Recipe) -> str | None:
         if role not in ROLES:
             return f"codec: {role!r} is no role that can be coded; those are {', '.join(ROLES)}"
         codecs.build({role: name})
+    if codecs.reducer(recipe.codec) is not None and (getattr(method, "dialogue", False) or hasattr(method, "settle")):
+        return f"codec smashed = {recipe.codec['smashed']!r}: method {recipe.method!r} has one row for each sample; drop batch_merge"
+    if recipe.compress_eval and "smashed" not in recipe.codec:
+        return "compress_eval: nothing codes the smashed data; set codec smashed=..., or drop it"
     if "cut_grad" in recipe.codec and not returns:
         return (
             f"codec cut_grad = {recipe.codec['cut_grad']!r}: with method {recipe.method!r} no gradient returns; drop this codec"

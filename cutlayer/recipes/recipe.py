@@ -107,6 +107,7 @@ class Recipe:
     ] = ()
     server_speed: Annotated[Above | None, "multiply-adds per second of the server"] = None
     evaluate_every: Annotated[Positive, "rounds between evaluations; the last five are always evaluated"] = 1
+    compress_eval: Annotated[bool, "evaluation sees activations as the codec leaves them"] = False
     diagnose_every: Annotated[Annotated[int, Field(ge=0)], "steps between looks at the gradient at the cut; 0: never"] = 0
     checkpoint_every: Annotated[Annotated[int, Field(ge=0)], "steps between marks inside a round; 0: at turns only"] = 0
     tap: Annotated[bool, "write every message as it crosses to OUT/tap"] = False
