@@ -1,7 +1,7 @@
 """Whether parts, data and task fit together, found by trying them on two samples."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -80,6 +80,24 @@ def overwrites(parts: Parts, batch: Batch) -> bool:
             raise
         return True
     return False
+
+
+def drawing_part(modules: Mapping[str, nn.Module], batch: Batch) -> str | None:
+    """Return the name of a part that draws random numbers in training, or None."""
+    copies = {name: copy.deepcopy(module).train() for name, module in modules.items()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        before = torch.random.get_rng_state()
+        z = Smashed.through(copies.pop("bottom"), batch)
+        if not torch.equal(before, torch.random.get_rng_state()):
+            return "bottom"
+        for name, module in copies.items():
+            if name == "top":
+                module(z.main.clone(), **z.others)
+            else:
+                z.into(module)
+            if not torch.equal(before, torch.random.get_rng_state()):
+                return name
+    return None
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from .costs import macs
 from .cut import Parts
 from .data.partition import Partition
 from .data.sources import Source
-from .fit import overwrites, two
+from .errors import BadInput
+from .fit import drawing_part, overwrites, two
 from .meter import Meter
 from .program import Method
 from .recipes.recipe import Recipe, method_class, schedule_class
@@ -68,7 +69,7 @@ def training(recipe: Recipe) -> Training:
     device = torch.device(recipe.device).type
     bf16 = recipe.precision == "bfloat16"
     autocast = partial(torch.autocast, device, dtype=torch.bfloat16) if bf16 else nullcontext
-    return Training(make, lr_factor(recipe), recipe.clip, recipe.fedprox, recipe.seed, autocast)
+    return Training(make, lr_factor(recipe), recipe.clip, recipe.fedprox, recipe.seed, not recipe.overlap, autocast)
 
 
 def placement(recipe: Recipe) -> Callable[[Tensor], Tensor]:
@@ -226,6 +227,10 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
     )  # fmt: skip
     if getattr(server.schedule, "needs_start", False):
         server.weights = {name: tensor.clone() for name, tensor in built[0].weights().items()}
+    if recipe.overlap and (part := drawing_part({**built[0].modules, "top": server.top}, source.batch(two(source), None))):
+        raise BadInput(
+            f"overlap: the {part} draws random numbers (dropout), and both threads would draw from one generator; drop one"
+        )
     clock = Clock(meter, **recipe.simulated()) if recipe.simulated() else None
     parties = Parties(built, methods, its_batches, server, ends, meter, clock)
     if clock:

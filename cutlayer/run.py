@@ -141,7 +141,7 @@ def train(
             simulated.run(programs, parties.server, parties.ends, parties.meter, clock=parties.clock, tap=outputs.tap())
         else:
             server = parties.server if replay is None else Replayed(parties.server, replay)
-            inprocess.run(programs, server, parties.ends, parties.meter, tap=outputs.tap())
+            inprocess.run(programs, server, parties.ends, parties.meter, tap=outputs.tap(), overlap=recipe.overlap)
         return outputs.finish(parties)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

@@ -14,13 +14,17 @@ from .streams import drawing
 
 @dataclass(frozen=True)
 class Training:
-    """How either side takes a step: autocast, learning rate by round, FedProx's pull (Li et al., arXiv 1812.06127), clipping."""
+    """How either side takes a step: autocast, learning rate by round, FedProx's pull (Li et al., arXiv 1812.06127), clipping.
+
+    Without `draws` no part draws random numbers, so two threads may compute at once, who would share one generator.
+    """
 
     make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     factor: Callable[[int], float] = field(default=lambda round: 1.0)
     clip: float | None = None
     prox: float = 0.0
     seed: int = 0
+    draws: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @contextmanager
@@ -32,7 +36,7 @@ class Training:
         Without a graph if so wanted, and without a trace in running statistics.
         """
         still = nullcontext() if statistics else still_statistics(module)
-        drawn = drawing(self.seed, f"dropout {part}", client, round, step)
+        drawn = drawing(self.seed, f"dropout {part}", client, round, step) if self.draws else nullcontext()
         with drawn, still, self.autocast(), torch.set_grad_enabled(graph and torch.is_grad_enabled()):
             yield
 

@@ -16,7 +16,7 @@ RECIPE_FIELDS = {
     "num_clients", "partition", "alpha", "classes_per_client", "rounds", "local_epochs", "batch_size", "drop_last",
     "optimizer", "lr", "momentum", "nesterov", "weight_decay", "lr_schedule", "warmup_rounds", "clip", "fedprox", "codec", "precision",
     "memory_format", "num_threads", "device", "seed", "transport", "uplink", "downlink", "latency",
-    "speeds", "server_speed", "evaluate_every", "compress_eval", "diagnose_every", "checkpoint_every", "tap",
+    "speeds", "server_speed", "evaluate_every", "compress_eval", "overlap", "diagnose_every", "checkpoint_every", "tap",
 }  # fmt: skip
 AUXILIARY_FIELDS = {
     "auxiliary", "auxiliary_depth", "auxiliary_width", "aux_weight", "reconstruction", "reconstruction_weight",

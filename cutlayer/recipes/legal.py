@@ -76,6 +76,8 @@ def refusal(recipe: Recipe) -> str | None:
         )
     if getattr(method, "decides_for_all", False) and hasattr(schedule, "merge"):
         return f"method {recipe.method!r} decides for all clients at the end of a round, and schedule asynchronous has none in common"
+    if recipe.overlap and (why := _serial(recipe, returns or getattr(method, "waits", lambda options: False)(options))):
+        return f"overlap = {recipe.overlap}: {why}; set overlap = 0"
     if len(recipe.speeds) not in (0, 1, recipe.num_clients):
         return f"speeds: {len(recipe.speeds)} are given for {recipe.num_clients} clients; give one for each, or one for all"
     if not _has(recipe.device):
@@ -90,4 +92,19 @@ def refusal(recipe: Recipe) -> str | None:
     for name in ("lambda_every", "send_every", "auxiliary_depth", "auxiliary_width"):
         if recipe.options.get(name, 1) < 1:
             return f"{name} = {recipe.options[name]}: must be 1 or more"
+    return None
+
+
+def _serial(recipe: Recipe, returns: bool) -> str | None:
+    """Return why the server cannot work while its clients do, or None."""
+    if returns:
+        return f"with method {recipe.method!r} clients wait for the server"
+    if recipe.tail is not None:
+        return "with a tail clients wait for features"
+    if recipe.cut == "none":
+        return "with cut = none the server has nothing to do"
+    if recipe.simulated():
+        return "simulated seconds have their own clock"
+    if recipe.diagnose_every:
+        return "diagnose_every looks at the server while it would work"
     return None

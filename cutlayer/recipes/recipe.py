@@ -98,6 +98,10 @@ class Recipe:
     device: Annotated[str, "cpu or cuda"] = "cpu"
     seed: Annotated[Annotated[int, Field(ge=0)], "of weights, order, augmentation and partition, each its own stream"] = 0
     transport: Annotated[Literal["inprocess"], "how the parties are joined"] = "inprocess"
+    overlap: Annotated[
+        Annotated[int, pydantic.BeforeValidator(_number), Field(ge=0)],
+        "messages that the server may be behind, in a thread of its own, where nothing comes back; 0: none",
+    ] = 0
     uplink: Annotated[Above | None, "Mbit/s from each client; with any of these five, seconds are simulated"] = None
     downlink: Annotated[Above | None, "Mbit/s to each client"] = None
     latency: Annotated[Annotated[float, Field(ge=0)], "ms each way"] = 0.0

@@ -1,5 +1,6 @@
 """The one place where data cross between parties that share a process: packed, counted, seen by a tap, unpacked."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -16,18 +17,37 @@ class Link:
 
     def __init__(self, codecs: Ends, meter: Meter, tap: Tap | None = None) -> None:
         self.codecs, self.meter, self.tap = codecs, meter, tap
+        self.lock = threading.Lock()
 
     def carry(self, direction: Direction, message: Message) -> tuple[Message, Packed]:
         """Return a message as it arrives, and as it crossed."""
-        mine, theirs = self.codecs[message.client] if direction == "up" else reversed(self.codecs[message.client])
+        packed = self.send(direction, message)
+        return self.arrive(direction, packed), packed
+
+    def send(self, direction: Direction, message: Message) -> Packed:
+        """Return a message as it crosses, counted and seen."""
         begin = self.meter.now()
-        packed = pack(message, mine)
-        arrived = unpack(packed, theirs)
-        self.meter.seconds["codec"] += self.meter.now() - begin
+        packed = pack(message, self._ends(direction, message.client)[0])
+        self._spent(begin)
         self.meter.count(direction, packed)
         if self.tap:
             self.tap(direction, packed)
-        return arrived, packed
+        return packed
+
+    def arrive(self, direction: Direction, packed: Packed) -> Message:
+        """Return what crossed as it arrives."""
+        begin = self.meter.now()
+        message = unpack(packed, self._ends(direction, packed.message.client)[1])
+        self._spent(begin)
+        return message
+
+    def _ends(self, direction: Direction, client: int) -> tuple[Codecs, Codecs]:
+        mine, theirs = self.codecs[client]
+        return (mine, theirs) if direction == "up" else (theirs, mine)
+
+    def _spent(self, begin: float) -> None:
+        with self.lock:  # both ends pack and unpack, each in its own thread where they overlap
+            self.meter.seconds["codec"] += self.meter.now() - begin
 
 
 class Replayed:
