@@ -66,7 +66,14 @@ METHODS["micro_batches"] = Entry(MicroBatches, "")
 
 def parties_of(cut: str, images: int, **fields: Any) -> tuple[Parties, Any]:
     """Return parties of a recipe and their source."""
-    how = {"precision": "bfloat16", "memory_format": "channels_last", "batch_size": images, "num_threads": 1, "lr": 0.01, "rounds": 1}
+    how = {
+        "precision": "bfloat16",
+        "memory_format": "channels_last",
+        "batch_size": images,
+        "num_threads": 1,
+        "lr": 0.01,
+        "rounds": 1,
+    }
     recipe = make({**how, **fields})
     torch.manual_seed(0)
     parts = cl.cut(cl.models.resnet20(10), CUTS[cut])

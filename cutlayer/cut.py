@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -62,9 +62,9 @@ class Parts(NamedTuple):
     tail: nn.Module | None = None
     later_stages: tuple[int, ...] = ()
 
-    def recompose(self, x: Tensor) -> Tensor:
-        """Return what the uncut model would give for x."""
-        z = Smashed.of(self.bottom(x))
+    def recompose(self, x: Tensor, **inputs: Tensor) -> Tensor:
+        """Return what the uncut model would give for x and what else the bottom takes."""
+        z = Smashed.of(self.bottom(x, **inputs))
         output: Tensor = self.top(z.main, **z.others)
         return output if self.tail is None else self.tail(output)
 
@@ -76,8 +76,8 @@ class Whole(nn.Module):
         super().__init__()
         self.bottom, self.top, self.tail = parts.bottom, parts.top, parts.tail
 
-    def forward(self, x: Tensor) -> Tensor:
-        return Parts(self.bottom, self.top, self.tail).recompose(x)
+    def forward(self, x: Tensor, **inputs: Tensor) -> Tensor:
+        return Parts(self.bottom, self.top, self.tail).recompose(x, **inputs)
 
 
 def uncut(model: nn.Module) -> Parts:
@@ -88,11 +88,15 @@ def uncut(model: nn.Module) -> Parts:
 def cut(model: nn.Module, at: str, tail: str | None = None) -> Parts:
     """Cut a model after the block `at` (and again after `tail`); the parts share the model's own modules.
 
-    A sequence of named blocks (nn.Sequential, nested) is cut in block order, every other model through torch.fx. `at` is a
+    A model that has `divide(at, tail)` says itself what its bottom, top and tail (or None) are. A sequence of named blocks
+    (nn.Sequential, nested) is cut in block order, every other model through torch.fx. `at` is a
     block's path ("stage1.block2"), an alias ("block12", counted through the stages; "shallow"), or a module that was traced;
     the tail may be "last", which is the last block of a sequence.
     Raises BadInput for an unknown name, nothing left on one side, or parameters used on both sides.
     """
+    divide: Any = getattr(model, "divide", None)
+    if divide is not None:
+        return Parts(*divide(_resolve(model, at), tail))
     sequence = is_sequence(model)
     bottom, top = (divide_sequence if sequence else divide_traced)(model, _resolve(model, at))
     end: nn.Module | None = None

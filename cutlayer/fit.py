@@ -53,6 +53,7 @@ def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
         input_shape=shape,
         cut_shape=tuple(z.main.shape[1:]),
         later_stages=parts.later_stages,
+        ragged=len(z.main) != len(batch.y),
         to_unit=source.to_unit,
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .steps import forward, train_step
+from .steps import count, forward, train_step
 from .wire import Message
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Probes:
         with server.meter.phase("server_forward", k), torch.no_grad():
             leaves, output = forward(server, messages, gradient=False, statistics=False)
             loss: Tensor = server.task.loss(output, message.tensors["labels"])
-        server.meter.spend("server", "top", len(leaves["main"]))
+        server.meter.spend("server", "top", count(leaves))
         if message.numbers["learn"]:
             self.learn[k] = replace(message, kind="smashed", reply="none", open=False)
         if message.open:

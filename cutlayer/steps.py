@@ -52,7 +52,7 @@ def train_step(server: "Server", messages: list[Message]) -> list[Message]:
         step.enter_context(measured)
         with server.meter.phase("server_forward", first.client):
             leaves, output = forward(server, messages, gradient=True)
-        server.meter.spend("server", "top", len(leaves["main"]))
+        server.meter.spend("server", "top", count(leaves))
         server.open[first.client] = leaves, output, step
         return [Message("features", {"features": output.detach()}, client=first.client, step=first.step)]
     with measured:
@@ -78,18 +78,27 @@ def finish_step(server: "Server", messages: list[Message]) -> list[Message]:
     with step, server.meter.phase("server_backward", message.client):
         output.backward(message.tensors["feature_grad"].to(output.dtype))
         server.step(message.client)
-    server.meter.spend("server", "top", len(leaves["main"]), 2)
+    server.meter.spend("server", "top", count(leaves), 2)
     return _cut_grads(messages, leaves)
 
 
 def _cut_grads(messages: list[Message], leaves: Mapping[str, Tensor]) -> list[Message]:
-    replies, start = [], 0
-    grads = {"cut_grad" if name == "main" else f"cut_grad/{name}": leaf.grad for name, leaf in leaves.items()}
-    rows = len(leaves["main"])
+    """Return to each sender who waits the gradients of its own rows, of which each tensor may have another number."""
+    replies: list[Message] = []
+    start = dict.fromkeys(leaves, 0)
     for message in messages:
-        size = len(message.tensors["smashed"]) if "smashed" in message.tensors else rows
+        mine = {}
+        for name, leaf in leaves.items():
+            sent = message.tensors.get("smashed" if name == "main" else f"smashed/{name}")
+            rows = len(leaf) if sent is None else len(sent)  # a gradient of features is one message's alone
+            if leaf.grad is not None:
+                mine["cut_grad" if name == "main" else f"cut_grad/{name}"] = leaf.grad[start[name] : start[name] + rows]
+            start[name] += rows
         if message.reply != "none":
-            mine = {role: grad[start : start + size] for role, grad in grads.items() if grad is not None}
             replies.append(Message("cut_grad", mine, client=message.client, step=message.step))
-        start += size
     return replies
+
+
+def count(leaves: Mapping[str, Tensor]) -> int:
+    """Return of how many samples tensors are: rows, or graphs where each node has a row."""
+    return len(leaves.get("nodes", leaves["main"]))

@@ -37,6 +37,7 @@ class Task:
     `metrics` maps a name to a function of all outputs (n, ...) and all targets (n, ...); the first is the one that reports
     call accuracy, and `higher_is_better` says which of its values is the peak. Shapes are per sample, without the batch
     axis; `run` fills them in. `later_stages` holds the widths of the model's stages that lie wholly behind the cut.
+    `ragged`: what crosses has a row for each node of a graph, not for each sample, and "nodes" (N,) beside it says how many.
     `to_unit` maps a batch of inputs to [0, 1], for reconstruction.
     """
 
@@ -47,6 +48,7 @@ class Task:
     input_shape: tuple[int, ...] = ()
     cut_shape: tuple[int, ...] = ()
     later_stages: tuple[int, ...] = ()
+    ragged: bool = False
     to_unit: Callable[[Tensor], Tensor] = torch.sigmoid
 
     def __post_init__(self) -> None:

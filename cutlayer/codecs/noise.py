@@ -1,9 +1,15 @@
 """Noise at the cut: each sample is clipped to a norm, and Gaussian noise is added."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from ..message import family
 from .base import Drawing, Draws, finite
+
+if TYPE_CHECKING:
+    from ..message import Message
 
 
 class GaussianNoise(Drawing):
@@ -15,17 +21,21 @@ class GaussianNoise(Drawing):
     def __init__(self, draws: Draws, sigma: float = 0.01, clip: float = 10.0) -> None:
         super().__init__(draws)
         self.sigma, self.clip = sigma, clip
+        self.nodes: Tensor | None = None
+
+    def begin(self, message: "Message", role: str) -> None:
+        """Take notice of graphs, each of which is one sample whatever the number of its nodes."""
+        self.nodes = message.tensors.get("context/nodes") if family(role) == role else None
 
     def encode(self, tensor: Tensor) -> tuple[Tensor, ...]:
         t = finite(tensor).float()
-        norms = t.reshape(len(t), -1).norm(dim=1).clamp_min(1e-12) if t.dim() else t.abs().reshape(1)
-        scale = (
-            (self.clip / norms).clamp_max(1.0).view(-1, *[1] * (t.dim() - 1))
-            if t.dim()
-            else (self.clip / norms).clamp_max(1.0)[0]
-        )
+        squares = t.reshape(len(t) if t.dim() else 1, -1).square().sum(1)
+        if self.nodes is not None:
+            owner = torch.arange(len(self.nodes), device=t.device).repeat_interleave(self.nodes)
+            squares = squares.new_zeros(len(self.nodes)).index_add(0, owner, squares)[owner]
+        scale = (self.clip / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)
         noise = torch.randn(t.shape, generator=self.draws(t.device), device=t.device)
-        out = t * scale + self.sigma * self.clip * noise
+        out = t * scale.view([-1, *[1] * (t.dim() - 1)] if t.dim() else []) + self.sigma * self.clip * noise
         if t.dim() == 4 and not t.is_contiguous():
             out = out.contiguous(memory_format=torch.channels_last)
         return (out,)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import unknown
-from . import images, partition, tables
+from . import graphs, images, partition, tables
 from .sources import Data, MapStyle, Source, Tensors, from_datasets
 
 __all__ = ["DATASETS", "Data", "MapStyle", "Source", "Tensors", "from_datasets", "load", "partition"]
@@ -24,6 +24,11 @@ DATASETS: dict[str, Entry] = {
     "cifar100": Entry(images.cifar, "60,000 colour images 32x32, 100 classes (Parquet or official binary)"),
     "mnist": Entry(images.mnist, "70,000 handwritten digits 28x28, 10 classes (idx files)"),
     "fashion_mnist": Entry(images.mnist, "70,000 pictures of clothes 28x28, 10 classes (idx files)"),
+    "mutag": Entry(graphs.tudataset, "188 molecules as graphs, 2 classes (TUDataset)"),
+    "proteins": Entry(graphs.tudataset, "1,113 proteins as graphs, 2 classes (TUDataset)"),
+    "nci1": Entry(graphs.tudataset, "4,110 compounds as graphs, 2 classes (TUDataset)"),
+    "enzymes": Entry(graphs.tudataset, "600 enzymes as graphs, 6 classes (TUDataset)"),
+    "imdb_binary": Entry(graphs.tudataset, "1,000 casts of films as graphs without node labels, 2 classes (TUDataset)"),
 }
 
 
@@ -40,7 +45,5 @@ def load(
     data = DATASETS[name].load(name, data_dir, augment)
     if num_train is None and num_test is None:
         return data
-    assert isinstance(data.train, Tensors)
-    assert isinstance(data.test, Tensors)
-    test = data.test.take(num_test)
-    return Data(name, data.train.take(num_train, test), test, data.num_classes, data.release)
+    test = data.test.take(num_test)  # type: ignore[attr-defined]
+    return Data(name, data.train.take(num_train, test), test, data.num_classes, data.release)  # type: ignore[attr-defined]

@@ -26,6 +26,11 @@ RELEASES = {  # SHA-256, or the MD5 that its publisher gives, of a file: which c
     "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073": "Fashion-MNIST, original",
     "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845": "Fashion-MNIST, original",
     "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5": "Fashion-MNIST, original",
+    "18e9c27c56a0751887c6597c16d2e75b4550ada5b757472cf3eec479538afeac": "TUDataset ENZYMES, original",
+    "d4e052793e9e5f91079abf6569ec490f6878e4cf8416305d8746b5636b6d0c3f": "TUDataset IMDB-BINARY, original",
+    "38e572babf0207a56b13ebfeb5ce8a1fc9c9a4ba6a48a2aad0894418845c6cc0": "TUDataset MUTAG, original",
+    "79a2833ca93357b18c32406fa3f6ab7fa3709c121e4bd52b73740dde707622bb": "TUDataset NCI1, original",
+    "dde9a6fe2cdac336d3b622bfa53663269304d10c01033c86083847a21ae3d4ba": "TUDataset PROTEINS, original",
 }
 
 

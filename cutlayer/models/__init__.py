@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import BadInput, unknown
 from .blocks import Blocks, Entry, builder, check_shape
 from .decoders import DECODERS, build_decoder
+from .gin import gin
 from .heads import HEADS, build_head
 from .lenet import lenet
 from .mlp import mlp
@@ -24,6 +25,7 @@ __all__ = [
     "build_decoder",
     "build_head",
     "build_model",
+    "gin",
     "later_stages",
     "lenet",
     "mlp",
@@ -63,6 +65,14 @@ def _mlp(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     return mlp(num_classes, math.prod(input_shape))
 
 
+def _gin(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    if len(input_shape) != 1:
+        raise BadInput(
+            f"gin takes graphs whose nodes have features (d,), not inputs of shape {input_shape}; use a graph data set"
+        )
+    return gin(num_classes, input_shape[0])
+
+
 MODELS: dict[str, Entry] = {
     "resnet8": Entry(_for_images(resnet8), "CIFAR ResNet, 3 x 1 blocks"),
     "resnet20": Entry(_for_images(resnet20), "CIFAR ResNet, 3 x 3 blocks"),
@@ -74,6 +84,7 @@ MODELS: dict[str, Entry] = {
     "vgg11": Entry(_for_images(vgg11), "VGG11 with batch norm, 8 convolutions"),
     "vgg13": Entry(_for_images(vgg13), "VGG13 with batch norm, 10 convolutions"),
     "lenet": Entry(_lenet, "LeNet-5 with ReLU and max pooling, 2 convolutions"),
+    "gin": Entry(_gin, "graph isomorphism network, 4 convolutions of 64; cuts conv1 ... conv4, readout"),
     "mlp": Entry(_mlp, "perceptron, 2 hidden layers of 64"),
 }
 

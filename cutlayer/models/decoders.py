@@ -72,6 +72,10 @@ def build_decoder(name: str, task: Task) -> nn.Module:
 
     Raises BadInput for an unknown name, with the legal ones, and for sizes that the decoder cannot join.
     """
+    if task.ragged:
+        raise BadInput(
+            f"decoder {name!r} rebuilds samples of one shape, and here each node has a row; set reconstruction = none"
+        )
     build = builder("decoder", name, DECODERS)
     check_shape(task.cut_shape, "task.cut_shape", "set it to the shape of one sample's activations at the cut")
     check_shape(task.input_shape, "task.input_shape", "set it to the shape of one sample's input")

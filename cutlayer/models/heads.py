@@ -9,6 +9,7 @@ from ..errors import BadInput
 from ..task import Task
 from .blocks import BasicBlock, Entry, builder, chain, check_shape, conv_bn_relu, global_pool
 from .decoders import build_decoder as build_decoder
+from .gin import Graph
 
 # Without later stages the width is doubled, up to here: two doublings from 512 would cost 75 million parameters.
 WIDEST = 512
@@ -19,6 +20,20 @@ class TokenMean(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return z.mean(1)
+
+
+class OfGraphs(nn.Module):
+    """A head on the sum over each graph's nodes, (all nodes, D) and their counts "nodes" (N,) to what it gives for (N, D)."""
+
+    takes_others = True
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, z: Tensor, nodes: Tensor, **others: Tensor) -> Tensor:
+        output: Tensor = self.head(Graph(nodes).pool(z))
+        return output
 
 
 def _is_map(task: Task) -> bool:
@@ -153,4 +168,5 @@ def build_head(name: str, task: Task, *, depth: int = 3, width: int = 256) -> nn
     """
     build = builder("auxiliary", name, HEADS)
     check_shape(task.cut_shape, "task.cut_shape", "set it to the shape of one sample's activations at the cut")
-    return build(task, depth, width)
+    head = build(task, depth, width)
+    return OfGraphs(head) if task.ragged else head

@@ -1,0 +1,128 @@
+"""Graph classification: the TUDataset collection (Morris et al. 2020), read from its zip files."""
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from ..errors import BadInput
+from ..task import Batch
+from .files import RELEASES, hashes, locate, reading
+from .sources import Data, Source, check_labels
+
+SPLIT_SEED = 0
+COLLECTION = {
+    "mutag": "MUTAG",
+    "proteins": "PROTEINS",
+    "nci1": "NCI1",
+    "enzymes": "ENZYMES",
+    "imdb_binary": "IMDB-BINARY",
+}
+
+
+@dataclass
+class Graphs:
+    """Graphs of any size: node features (nodes, d), edges (E, 2) by the node's number within its graph, one label each.
+
+    A batch of B graphs has x (all nodes, d), and beside it nodes (B,), edges (all edges, 2) and edge_counts (B,): counts and
+    numbers within a graph, so that batches of several clients can be put one behind the other.
+    """
+
+    x: Sequence[Tensor]
+    edges: Sequence[Tensor]
+    labels: Tensor
+    num_classes: int
+    held_out: Source | None = None
+    ragged: bool = True
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, self.num_classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.x[0].shape[1:])
+
+    @property
+    def sample_bytes(self) -> int:
+        """Mean bytes of a graph."""
+        return sum(x.nbytes + e.nbytes for x, e in zip(self.x, self.edges, strict=True)) // len(self)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, index: Tensor, generator: torch.Generator | None) -> Batch:
+        chosen = index.tolist()
+        x, edges = [self.x[i] for i in chosen], [self.edges[i] for i in chosen]
+        device = self.labels.device
+        inputs = {
+            "nodes": torch.tensor([len(each) for each in x], device=device),
+            "edges": torch.cat(edges),
+            "edge_counts": torch.tensor([len(each) for each in edges], device=device),
+        }
+        return Batch(torch.cat(x), self.labels[index.to(device)], inputs, index)
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
+    def to(self, device: str) -> "Graphs":
+        held_out = self.held_out.to(device) if self.held_out else None
+        x, edges = ([tensor.to(device) for tensor in tensors] for tensors in (self.x, self.edges))
+        return Graphs(x, edges, self.labels.to(device), self.num_classes, held_out)
+
+    def take(self, n: int | None, held_out: Source | None = None) -> "Graphs":
+        """Return the first n graphs, evaluated on `held_out` or else as before; raises BadInput if there are fewer."""
+        if n is not None and not 1 <= n <= len(self):
+            raise BadInput(f"{n} graphs are wanted and there are {len(self)}; set num_train and num_test between 1 and that")
+        return Graphs(self.x[:n], self.edges[:n], self.labels[:n], self.num_classes, held_out or self.held_out)
+
+
+def tudataset(name: str, data_dir: str | None, augment: bool) -> Data:
+    """Return a set of the collection, 90 % of each class for training; node labels one-hot, or degrees where there are none.
+
+    The vocabulary of node labels is that of the whole set. Raises BadInput if its zip file is missing or damaged.
+    """
+    file = f"{COLLECTION[name]}.zip"
+    path = locate(data_dir, f"tudataset/{file}", file)
+    if path is None:
+        raise BadInput(
+            f"tudataset/{file} is in none of the data folders; get it from https://chrsmrrs.github.io/datasets and name the "
+            "folder with --data-dir or CUTLAYER_DATA"
+        )
+    with reading(path):
+        x, edges, labels = read(path, COLLECTION[name])
+    where = np.arange(len(labels))
+    train, test = train_test_split(where, test_size=0.1, random_state=SPLIT_SEED, stratify=labels)
+    num_classes = int(labels.max()) + 1
+    splits = [([x[i] for i in part], [edges[i] for i in part], torch.from_numpy(labels[part])) for part in (train, test)]
+    held_out = Graphs(*splits[1], num_classes)
+    digest, _ = hashes(path)
+    release = RELEASES.get(digest, f"unrecognised {digest[:12]}")
+    return Data(name, Graphs(*splits[0], num_classes, held_out), held_out, num_classes, release)
+
+
+def read(path: Path, name: str) -> tuple[list[Tensor], list[Tensor], np.ndarray]:
+    """Return one-hot features (nodes, d) and edges (E, 2) of each graph, and the classes (n,) from 0, of a zip file."""
+    with zipfile.ZipFile(path) as archive:
+
+        def part(what: str) -> np.ndarray:
+            return np.loadtxt(io.BytesIO(archive.read(f"{name}/{name}_{what}.txt")), delimiter=",", dtype=np.int64)
+
+        # IMDB-BINARY lists every pair twice
+        pairs = np.unique(part("A") - 1, axis=0)
+        graph, labels = part("graph_indicator") - 1, part("graph_labels")
+        labelled = f"{name}/{name}_node_labels.txt" in archive.namelist()
+        tags = part("node_labels") if labelled else np.bincount(pairs[:, 0], minlength=len(graph))
+    _, tags = np.unique(tags, return_inverse=True)
+    _, classes = np.unique(labels, return_inverse=True)
+    x = torch.nn.functional.one_hot(torch.from_numpy(tags)).float()
+    sizes = np.bincount(graph, minlength=len(labels))
+    first = np.concatenate([[0], sizes.cumsum()[:-1]])
+    local = torch.from_numpy(pairs - first[graph[pairs[:, 0]]][:, None])
+    num_edges = np.bincount(graph[pairs[:, 0]], minlength=len(labels))
+    return list(x.split(sizes.tolist())), list(local.split(num_edges.tolist())), classes.astype(np.int64)
