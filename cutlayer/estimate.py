@@ -33,13 +33,17 @@ Phase = Callable[[int, int, int], Hashable]
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Payload bytes of the whole run by direction and role, peak bytes by side, parameters and multiply-adds by part."""
+    """Payload bytes of the whole run by direction and role, peak bytes by side, parameters and multiply-adds by part.
+
+    Not `exact` where rows are nodes: bytes are then those of a few batches, and graphs differ in size.
+    """
 
     payload: dict[str, dict[str, int]]
     peak_memory_bytes: dict[str, int]
     parameters: dict[str, int]
     macs_per_sample: dict[str, int]
     steps: int
+    exact: bool = True
 
 
 def estimate(recipe: Recipe) -> Estimate:
@@ -75,7 +79,7 @@ def estimate(recipe: Recipe) -> Estimate:
     for (direction, role), nbytes in total.items():
         payload[direction][role] = nbytes
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    return Estimate(payload, peak, parameters, counts, sum(steps.values()))
+    return Estimate(payload, peak, parameters, counts, sum(steps.values()), not task.ragged)
 
 
 def _steps(

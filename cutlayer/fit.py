@@ -54,6 +54,7 @@ def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
         cut_shape=tuple(z.main.shape[1:]),
         later_stages=parts.later_stages,
         ragged=len(z.main) != len(batch.y),
+        per_position=output.dim() == 3 and batch.y.dim() == 2,
         to_unit=source.to_unit,
     )
 

@@ -165,13 +165,15 @@ def data_of(recipe: Recipe) -> Data:
 def parts_of(recipe: Recipe, data: Data) -> Parts:
     """Return the parts of the network that a recipe names: the uncut model is built once under its seed, then cut."""
     _not_own("model", recipe.model)
+    vocabulary = getattr(data.train, "vocabulary", 0)
     with seeded(recipe.seed, "model"):
         if recipe.model in models.MODELS:
-            model: nn.Module | Parts = models.build_model(recipe.model, data.num_classes, data.train.input_shape)
+            model: nn.Module | Parts = models.build_model(recipe.model, data.num_classes, data.train.input_shape, vocabulary)
         else:
             model = find("model", recipe.model, models.MODELS)
             if not isinstance(model, nn.Module | Parts):
-                shapes = {"num_classes": data.num_classes, "input_shape": data.train.input_shape}
+                shapes: dict[str, Any] = {"num_classes": data.num_classes, "input_shape": data.train.input_shape}
+                shapes |= {"vocabulary": vocabulary} if vocabulary else {}
                 model = made("model", recipe.model, model, nn.Module | Parts, **shapes)
     if isinstance(model, Parts):
         return model

@@ -38,7 +38,7 @@ class Task:
     call accuracy, and `higher_is_better` says which of its values is the peak. Shapes are per sample, without the batch
     axis; `run` fills them in. `later_stages` holds the widths of the model's stages that lie wholly behind the cut.
     `ragged`: what crosses has a row for each node of a graph, not for each sample, and "nodes" (N,) beside it says how many.
-    `to_unit` maps a batch of inputs to [0, 1], for reconstruction.
+    `per_position`: outputs (N, C, T) stand for T targets each. `to_unit` maps a batch of inputs to [0, 1], for reconstruction.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
@@ -49,6 +49,7 @@ class Task:
     cut_shape: tuple[int, ...] = ()
     later_stages: tuple[int, ...] = ()
     ragged: bool = False
+    per_position: bool = False
     to_unit: Callable[[Tensor], Tensor] = torch.sigmoid
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import unknown
-from . import graphs, images, partition, tables
+from . import graphs, images, partition, tables, text
 from .sources import Data, MapStyle, Source, Tensors, from_datasets
 
 __all__ = ["DATASETS", "Data", "MapStyle", "Source", "Tensors", "from_datasets", "load", "partition"]
@@ -24,6 +24,10 @@ DATASETS: dict[str, Entry] = {
     "cifar100": Entry(images.cifar, "60,000 colour images 32x32, 100 classes (Parquet or official binary)"),
     "mnist": Entry(images.mnist, "70,000 handwritten digits 28x28, 10 classes (idx files)"),
     "fashion_mnist": Entry(images.mnist, "70,000 pictures of clothes 28x28, 10 classes (idx files)"),
+    "sst2": Entry(text.sentences, "67,000 phrases of film reviews, 2 classes, as word numbers (n, 64)"),
+    "agnews": Entry(text.sentences, "17,601 news texts, 4 classes, as word numbers (n, 64)"),
+    "shakespeare": Entry(text.shakespeare, "1.1 million characters in pieces of 64, the next character of each"),
+    "adult": Entry(tables.adult, "48,842 people, 14 attributes, income above 50,000 dollars or not"),
     "mutag": Entry(graphs.tudataset, "188 molecules as graphs, 2 classes (TUDataset)"),
     "proteins": Entry(graphs.tudataset, "1,113 proteins as graphs, 2 classes (TUDataset)"),
     "nci1": Entry(graphs.tudataset, "4,110 compounds as graphs, 2 classes (TUDataset)"),

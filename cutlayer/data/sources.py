@@ -40,7 +40,8 @@ class Source(Protocol):
 class Tensors:
     """Samples held in memory: images as uint8 (n, C, H, W), or floats (n, ...); normalised per channel, then augmented.
 
-    `low` and `high` bound the values of float inputs, for `to_unit`; uint8 images are divided by 255 first.
+    `low` and `high` bound the values of float inputs, for `to_unit`; uint8 images are divided by 255 first. With a `vocabulary` x
+    are tokens below it, (n, T) int64, and stay what they are.
     """
 
     x: Tensor
@@ -52,6 +53,7 @@ class Tensors:
     held_out: Source | None = None
     low: float = 0.0
     high: float = 1.0
+    vocabulary: int = 0
 
     def __post_init__(self) -> None:
         check_labels(self.labels, self.num_classes)
@@ -75,6 +77,8 @@ class Tensors:
     def batch(self, index: Tensor, generator: torch.Generator | None) -> Batch:
         index = index.to(self.x.device)
         x = self.x[index]
+        if self.vocabulary:
+            return Batch(x, self.labels[index], ids=index)
         x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
         x = (x - self._mean) / self._std
         if self.augment is not None and generator is not None:
@@ -82,11 +86,13 @@ class Tensors:
         return Batch(x, self.labels[index], ids=index)
 
     def to_unit(self, x: Tensor) -> Tensor:
+        if self.vocabulary:
+            raise BadInput("tokens lie in no range that could be rebuilt; set reconstruction = none")
         return ((x * self._std + self._mean - self.low) / (self.high - self.low)).clamp(0, 1)
 
     def to(self, device: str) -> "Tensors":
         held_out = self.held_out.to(device) if self.held_out else None
-        fields = self.num_classes, self.mean, self.std, self.augment, held_out, self.low, self.high
+        fields = self.num_classes, self.mean, self.std, self.augment, held_out, self.low, self.high, self.vocabulary
         return Tensors(self.x.to(device), self.labels.to(device), *fields)
 
     def take(self, n: int | None, held_out: Source | None = None) -> "Tensors":
@@ -96,7 +102,7 @@ class Tensors:
         if n is not None and n > len(self):
             raise BadInput(f"{n} samples are wanted and there are {len(self)}; lower num_train or num_test")
         held_out = self.held_out if held_out is None else held_out
-        fields = self.num_classes, self.mean, self.std, self.augment, held_out, self.low, self.high
+        fields = self.num_classes, self.mean, self.std, self.augment, held_out, self.low, self.high, self.vocabulary
         return Tensors(self.x[:n], self.labels[:n], *fields)
 
 

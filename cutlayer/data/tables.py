@@ -1,10 +1,12 @@
-"""The data sets that come with scikit-learn: real data without a download."""
+"""Tables: the sets that come with scikit-learn, real data without a download, and UCI Adult."""
 
 import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 
+from ..errors import BadInput
+from .files import locate, reading
 from .sources import Data, Tensors
 
 SPLIT_SEED = 0  # the split is part of the data set: it does not follow a run's seed
@@ -27,6 +29,43 @@ def breast_cancer(name: str, data_dir: str | None, augment: bool) -> Data:
     return _data(name, (*scaled, y, test_y), 2, (0.0,), (1.0,), 4.0, low=-4.0)
 
 
+def adult(name: str, data_dir: str | None, augment: bool) -> Data:
+    """Return UCI Adult as vectors: numbers standardised by the training part, categories one-hot ("?" is one), official split.
+
+    Raises BadInput if a file is missing or damaged.
+    """
+    parts = []
+    for file in ("adult/adult.data", "adult/adult.test"):
+        path = locate(data_dir, file)
+        if path is None:
+            raise BadInput(
+                f"{file} is in none of the data folders; put it into one and name that with --data-dir or CUTLAYER_DATA"
+            )
+        with reading(path):
+            lines = [line.rstrip(".").split(", ") for line in path.read_text().splitlines() if line and line[0] != "|"]
+            parts.append(([line[:-1] for line in lines], np.array([line[-1] == ">50K" for line in lines]).astype(np.int64)))
+            columns = [list(column) for column in zip(*parts[-1][0], strict=True)]
+            if len(columns) != 14:
+                raise BadInput(f"{path} has {len(columns)} attributes, not 14; get the file again")
+    x, test_x = _columns(parts[0][0], parts[1][0])
+    return _data(name, (x, test_x, parts[0][1], parts[1][1]), 2, (0.0,), (1.0,), 4.0, low=-4.0, release="UCI Adult")
+
+
+def _columns(train: list[list[str]], test: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+    both: list[list[np.ndarray]] = [[], []]
+    for mine, theirs in zip(zip(*train, strict=True), zip(*test, strict=True), strict=True):
+        if all(value.lstrip("-").isdigit() for value in mine):
+            numbers = np.array(mine, dtype=np.float64)
+            for into, column in zip(both, (mine, theirs), strict=True):
+                into.append(((np.array(column, dtype=np.float64) - numbers.mean()) / numbers.std())[:, None])
+        else:
+            known = sorted(set(mine))
+            for into, column in zip(both, (mine, theirs), strict=True):
+                into.append(np.array([[value == each for each in known] for value in column]))
+    x, test_x = (np.concatenate(columns, 1).astype(np.float32) for columns in both)
+    return x, test_x
+
+
 def _data(
     name: str,
     parts: tuple[np.ndarray, ...],
@@ -35,8 +74,9 @@ def _data(
     std: tuple[float, ...],
     high: float,
     low: float = 0.0,
+    release: str = "bundled with scikit-learn",
 ) -> Data:
     x, test_x, y, test_y = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
     test = Tensors(test_x, test_y.long(), num_classes, mean, std, low=low, high=high)
     train = Tensors(x, y.long(), num_classes, mean, std, held_out=test, low=low, high=high)
-    return Data(name, train, test, num_classes, "bundled with scikit-learn")
+    return Data(name, train, test, num_classes, release)

@@ -14,6 +14,7 @@ from .heads import HEADS, build_head
 from .lenet import lenet
 from .mlp import mlp
 from .resnet import resnet8, resnet18, resnet20, resnet32, resnet44, resnet56, resnet110
+from .transformer import Transformer
 from .vgg import vgg11, vgg13
 
 __all__ = [
@@ -73,6 +74,20 @@ def _gin(*, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     return gin(num_classes, input_shape[0])
 
 
+def _transformer(causal: bool) -> Callable[..., nn.Module]:
+    def build(*, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> nn.Module:
+        return Transformer(vocabulary, num_classes, input_shape[0], causal=causal)
+
+    return build
+
+
+def _bert(*, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> nn.Module:
+    from .adapters import tiny_bert
+
+    return tiny_bert(vocabulary, num_classes, input_shape[0])
+
+
+OF_TOKENS = ("transformer", "char_transformer", "bert")
 MODELS: dict[str, Entry] = {
     "resnet8": Entry(_for_images(resnet8), "CIFAR ResNet, 3 x 1 blocks"),
     "resnet20": Entry(_for_images(resnet20), "CIFAR ResNet, 3 x 3 blocks"),
@@ -85,18 +100,24 @@ MODELS: dict[str, Entry] = {
     "vgg13": Entry(_for_images(vgg13), "VGG13 with batch norm, 10 convolutions"),
     "lenet": Entry(_lenet, "LeNet-5 with ReLU and max pooling, 2 convolutions"),
     "gin": Entry(_gin, "graph isomorphism network, 4 convolutions of 64; cuts conv1 ... conv4, readout"),
+    "transformer": Entry(_transformer(False), "text classifier: 4 blocks of width 64; cuts embedding, block1 ... block4"),
+    "char_transformer": Entry(_transformer(True), "the same, causal, for the next token at every position"),
+    "bert": Entry(_bert, "a small BERT from its config (pip install 'cutlayer[text]'); cuts embeddings, layer1 ... layer4"),
     "mlp": Entry(_mlp, "perceptron, 2 hidden layers of 64"),
 }
 
 
-def build_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Return the named model for inputs (N, *input_shape), giving logits (N, num_classes).
+def build_model(name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int = 0) -> nn.Module:
+    """Return the named model for inputs (N, *input_shape), tokens if there is a vocabulary, giving logits (N, num_classes).
 
-    Raises BadInput for an unknown name, with the legal ones, and for a shape that the model cannot take.
+    Raises BadInput for an unknown name, with the legal ones, and for inputs that the model cannot take.
     """
     build = builder("model", name, MODELS)
     check_shape(input_shape, "input_shape", "give the shape of one sample without the batch axis")
-    return build(num_classes=num_classes, input_shape=input_shape)
+    if name in MODELS and (name in OF_TOKENS) != bool(vocabulary):
+        given = f"tokens below {vocabulary}" if vocabulary else f"inputs of shape {input_shape}"
+        raise BadInput(f"model {name!r} cannot take {given}; tokens are for {', '.join(OF_TOKENS)}, and these for nothing else")
+    return build(num_classes=num_classes, input_shape=input_shape, **({"vocabulary": vocabulary} if vocabulary else {}))
 
 
 def later_stages(model: nn.Module, at: str) -> tuple[int, ...]:

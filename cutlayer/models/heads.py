@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -10,16 +11,37 @@ from ..task import Task
 from .blocks import BasicBlock, Entry, builder, chain, check_shape, conv_bn_relu, global_pool
 from .decoders import build_decoder as build_decoder
 from .gin import Graph
+from .transformer import masked_mean
 
 # Without later stages the width is doubled, up to here: two doublings from 512 would cost 75 million parameters.
 WIDEST = 512
 
 
-class TokenMean(nn.Module):
-    """The mean over tokens, (N, T, D) to (N, D)."""
+class OfTokens(nn.Module):
+    """A head on the mean over tokens, (N, T, D) and where there is one a mask (N, T) of those that count."""
+
+    takes_others = True
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, z: Tensor, mask: Tensor | None = None, **others: Tensor) -> Tensor:
+        output: Tensor = self.head(z.mean(1) if mask is None else masked_mean(z, mask))
+        return output
+
+
+class OfPositions(nn.Module):
+    """A head at every position, (N, T, D) to (N, C, T)."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
 
     def forward(self, z: Tensor) -> Tensor:
-        return z.mean(1)
+        n, t, d = z.shape
+        output: Tensor = self.head(z.reshape(n * t, d)).view(n, t, -1).transpose(1, 2)
+        return output
 
 
 class OfGraphs(nn.Module):
@@ -45,10 +67,6 @@ def _is_map(task: Task) -> bool:
     return len(task.cut_shape) == 3
 
 
-def _to_vector(task: Task) -> list[nn.Module]:
-    return [TokenMean()] if len(task.cut_shape) == 2 else []
-
-
 def _doubled(width: int) -> int:
     return min(2 * width, max(width, WIDEST))
 
@@ -67,7 +85,7 @@ def _perceptron(task: Task, hidden: int) -> nn.Module:
     if features < 2:
         raise BadInput("a layer norm makes one feature constant; use the auxiliary head 'linear' for this cut")
     layers = [nn.LayerNorm(features), nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, task.num_classes)]
-    return nn.Sequential(*_to_vector(task), *layers)
+    return nn.Sequential(*layers)
 
 
 def linear(task: Task, depth: int, width: int) -> nn.Module:
@@ -79,7 +97,7 @@ def pool_linear(task: Task, depth: int, width: int) -> nn.Module:
     """Return the mean over positions or tokens and one linear layer."""
     if _is_map(task):
         return _classifier([], task.cut_shape[0], task)
-    return nn.Sequential(*_to_vector(task), nn.Linear(task.cut_shape[-1], task.num_classes))
+    return nn.Sequential(nn.Linear(task.cut_shape[-1], task.num_classes))
 
 
 def mlp(task: Task, depth: int, width: int) -> nn.Module:
@@ -90,7 +108,7 @@ def mlp(task: Task, depth: int, width: int) -> nn.Module:
     """
     if depth < 1 or width < 1:
         raise BadInput(f"auxiliary head 'mlp' needs depth and width of 1 or more, not {depth}, {width}; or pool_linear")
-    layers = _to_vector(task)
+    layers: list[nn.Module] = []
     features = task.cut_shape[-1]
     if _is_map(task):
         # A smaller map keeps its size: stretching it to 2x2 would only repeat its values.
@@ -168,5 +186,8 @@ def build_head(name: str, task: Task, *, depth: int = 3, width: int = 256) -> nn
     """
     build = builder("auxiliary", name, HEADS)
     check_shape(task.cut_shape, "task.cut_shape", "set it to the shape of one sample's activations at the cut")
+    if len(task.cut_shape) == 2:
+        head = build(replace(task, cut_shape=task.cut_shape[1:]), depth, width)
+        return OfPositions(head) if task.per_position else OfTokens(head)
     head = build(task, depth, width)
     return OfGraphs(head) if task.ragged else head

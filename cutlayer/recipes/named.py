@@ -55,6 +55,20 @@ RECIPES: dict[str, Named] = {
         STRONG | {"num_train": 10_000, "rounds": 12, "precision": "bfloat16", "evaluate_every": 3},
         "the strong recipe on the first 10,000 images, 12 rounds, bfloat16: a few minutes on 2 cores",
     ),
+    "text": Named(
+        {
+            "scheme": "dsl", "data": "agnews", "model": "transformer", "cut": "block1", "num_clients": 2, "rounds": 5,
+            "batch_size": 64, "optimizer": "adam", "lr": 3e-3, "auxiliary": "pool_linear",
+        },
+        "news texts in four classes (AG News), a small transformer, 2 clients, decoupled: minutes on 2 cores",
+    ),
+    "characters": Named(
+        {
+            "scheme": "dsl", "data": "shakespeare", "model": "char_transformer", "cut": "block1", "num_clients": 2, "rounds": 3,
+            "batch_size": 64, "optimizer": "adam", "lr": 3e-3, "auxiliary": "pool_linear",
+        },
+        "the next character of Shakespeare, a small causal transformer, 2 clients, decoupled",
+    ),
     "graphs": Named(
         {
             "data": "mutag", "model": "gin", "cut": "readout", "num_clients": 2, "rounds": 50, "batch_size": 32, "optimizer": "adam",

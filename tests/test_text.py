@@ -1,0 +1,202 @@
+"""Text through a cut: the mask crosses, every cut is the uncut model, padding changes nothing; readers of the text sets."""
+
+import pytest
+import torch
+from conftest import equal
+
+import cutlayer as cl
+from cutlayer.cut import Smashed, uncut
+from cutlayer.data import Data, Tensors
+from cutlayer.data.text import PADDING, UNKNOWN, words
+from cutlayer.errors import BadInput
+from cutlayer.methods import METHODS
+from cutlayer.models.transformer import Transformer
+from cutlayer.recipes import load
+from cutlayer.recipes.recipe import method_class, options_of
+from cutlayer.streams import stream
+from cutlayer.task import Task
+
+QUICK = {"rounds": 2, "batch_size": 4, "num_threads": 1, "lr": 0.02}
+CUTS = ["embedding", "block1", "block2", "block3"]
+LENGTH = 7
+
+
+def tokens(n=16, seed=0, characters=False, held_out=None):
+    """Sentences of 1 to 7 words below 20, whose class is whether they hold word 5; characters: the next one."""
+    draw = stream(seed, "tokens")
+    x = torch.randint(2, 20, (n, LENGTH), generator=draw)
+    if characters:
+        return Tensors(x, (x + 1) % 20, 20, held_out=held_out, vocabulary=20)
+    sizes = torch.randint(1, LENGTH + 1, (n,), generator=draw)
+    x[torch.arange(LENGTH)[None] >= sizes[:, None]] = PADDING
+    x[::2, 0] = 5
+    return Tensors(x, (x == 5).any(1).long(), 2, held_out=held_out, vocabulary=20)
+
+
+def data(characters=False):
+    held_out = tokens(8, 1, characters)
+    return Data("tokens", tokens(16, 0, characters, held_out), held_out, held_out.num_classes)
+
+
+def model(causal=False, seed=0):
+    torch.manual_seed(seed)
+    return Transformer(20, 20 if causal else 2, LENGTH, width=8, depth=3, heads=2, causal=causal)
+
+
+def bert(seed=0):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'cutlayer[text]'")
+    from cutlayer.models.adapters import Bert
+
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=20, num_labels=2, max_position_embeddings=LENGTH, hidden_size=8, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=16, pad_token_id=PADDING, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return Bert(transformers.BertForSequenceClassification(config))
+
+
+NETWORKS = {
+    "classifier": (model, CUTS),
+    "characters": (lambda: model(causal=True), CUTS),
+    "bert": (bert, ["embeddings", "layer1", "layer2", "layer3"]),
+}
+CELLS = [(name, at) for name, (_, cuts) in NETWORKS.items() for at in cuts]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("name", "at"), CELLS)
+def test_every_cut_is_the_uncut_network(name, at, train):
+    net = NETWORKS[name][0]().train(train)
+    parts = cl.cut(net, at)
+    assert parts.bottom.training == parts.top.training == train
+    for n in (16, 3, 1):
+        x = tokens(n).x
+        z = Smashed.of(parts.bottom(x))
+        assert torch.equal(z.others["mask"], x != PADDING)
+        assert torch.allclose(parts.top(z.main, **z.others), net(x), atol=1e-6 if name == "bert" else 0, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "at"), CELLS)
+def test_split_training_is_training_the_uncut_network(name, at):
+    clients = cl.partition.iid(data(name == "characters").train, num_clients=1)
+    make = NETWORKS[name][0]
+    split = cl.run(cl.cut(make(), at), clients, scheme="vanilla", **QUICK)
+    whole = cl.run(uncut(make()), clients, scheme="centralised", **QUICK)
+    mine = sorted(p.sum().item() for part in ("bottom", "top") for p in split.modules[part].parameters())
+    theirs = sorted(p.sum().item() for p in whole.modules["bottom"].parameters())
+    assert mine == pytest.approx(theirs, abs=1e-5 if name == "bert" else 0)
+    assert split.records[-1]["accuracy"] == whole.records[-1]["accuracy"]
+    up = split.summary["bytes"]["up"]
+    assert up["context"]["payload"] == 2 * 16 * LENGTH  # the mask, a byte a token
+    assert up["smashed"]["payload"] == 2 * 16 * LENGTH * 8 * 4
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_u_shaped_the_classifier_stays_with_the_labels(causal):
+    clients = cl.partition.iid(data(causal).train, num_clients=1)
+    split = cl.run(cl.cut(model(causal), "block1"), clients, scheme="vanilla", **QUICK)
+    u_shaped = cl.run(cl.cut(model(causal), "block1", "last"), clients, scheme="u_shaped", **QUICK)
+    assert equal(split.modules["bottom"], u_shaped.modules["bottom"])
+    assert equal(split.modules["top"].classifier, u_shaped.modules["tail"].classifier)
+    assert "labels" not in u_shaped.summary["bytes"]["up"]
+
+
+def test_padding_changes_nothing_and_the_future_is_not_seen():
+    net, x = model().eval(), tokens(8).x
+    short = x[1:2, : int((x[1] != PADDING).sum())]
+    assert torch.allclose(net(x[1:2]), net(short), atol=1e-6)
+    empty = net(torch.zeros(1, LENGTH, dtype=torch.long))
+    assert torch.isfinite(empty).all()
+    causal, y = model(causal=True).eval(), tokens(4, characters=True).x
+    other = y.clone()
+    other[:, 4:] = 3
+    assert torch.allclose(causal(y)[:, :, :4], causal(other)[:, :, :4], atol=1e-6)
+
+
+@pytest.mark.parametrize("characters", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_on_text_or_says_why_not(method, characters):
+    options = {"auxiliary": "mlp", "auxiliary_width": 8} if "auxiliary" in options_of(method).__dataclass_fields__ else {}
+    cut = {"cut": "none"} if getattr(method_class(method), "uncut", False) else {}
+    options |= {"conditioned": False} if method == "synthetic_gradient" and characters else {}
+    clients = cl.partition.iid(data(characters).train, num_clients=2)
+    how = {"method": method, **options, **cut, **QUICK}
+    if method == "fsl_sage":
+        with pytest.raises(BadInput, match="aligns one tensor"):
+            cl.run(cl.cut(model(characters), "block1"), clients, **how)
+        return
+    result = cl.run(cl.cut(model(characters), "block1"), clients, **how)
+    assert all(torch.isfinite(t).all() for m in result.modules.values() for t in m.state_dict().values())
+
+
+def test_a_head_counts_no_padding():
+    from cutlayer.models.heads import build_head
+
+    head = build_head("pool_linear", Task(num_classes=2, cut_shape=(LENGTH, 8)))
+    z, mask = torch.randn(3, LENGTH, 8), torch.arange(LENGTH)[None] < torch.tensor([[2], [7], [4]])
+    noisy = torch.where(mask[:, :, None], z, torch.randn_like(z) * 100)
+    assert torch.allclose(Smashed(z, {"mask": mask}).into(head), Smashed(noisy, {"mask": mask}).into(head), atol=1e-5)
+    every = build_head("mlp", Task(num_classes=5, cut_shape=(LENGTH, 8), per_position=True), depth=1, width=8)
+    assert Smashed(z, {"mask": mask}).into(every).shape == (3, 5, LENGTH)
+
+
+def test_what_is_no_text_is_told():
+    with pytest.raises(BadInput, match="tokens are for transformer"):
+        cl.models.build_model("mlp", 2, (LENGTH,), vocabulary=20)
+    with pytest.raises(BadInput, match="cannot take inputs of shape"):
+        cl.models.build_model("transformer", 2, (3, 8, 8))
+    with pytest.raises(BadInput, match=r"unknown cut 'block9'.*embedding"):
+        cl.cut(model(), "block9")
+    fields = {"scheme": "dsl", "reconstruction": "conv2", **QUICK}
+    clients = cl.partition.iid(data().train, num_clients=1)
+    with pytest.raises(BadInput, match="set reconstruction = none"):
+        cl.run(cl.cut(model(), "block1"), clients, **fields)
+
+
+def test_words_are_what_the_page_says():
+    assert words("It's  GOOD, isn't it? 3-D!") == ["it's", "good", ",", "isn't", "it", "?", "3", "-", "d", "!"]
+
+
+COUNTS = {
+    "sst2": (60_614, 872, 2),
+    "agnews": (10_001, 7_600, 4),
+    "shakespeare": (15_685, 1_742, 66),
+    "adult": (32_561, 16_281, 2),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_sets_are_what_their_pages_say(name, data_dir):
+    if not (data_dir / name).is_dir():
+        pytest.skip(f"no {name}/ among the real data")
+    found = cl.data.load(name, str(data_dir))
+    assert (len(found.train), len(found.test), found.num_classes) == COUNTS[name]
+    if name == "adult":
+        assert found.train.input_shape == (108,)
+        assert float(found.train.labels.float().mean()) == pytest.approx(7841 / 32561)
+        assert float(found.train.x[:, 0].mean()) == pytest.approx(0, abs=1e-3)
+        return
+    x = found.train.x
+    assert x.shape[1] == 64
+    assert int(x.max()) < found.train.vocabulary
+    if name == "shakespeare":
+        assert int(x.min()) == 1
+        assert torch.equal(x[0, 1:], found.train.labels[0, :-1])
+    else:
+        assert float((x == UNKNOWN).sum() / (x != PADDING).sum()) < 0.1
+    assert len(cl.data.load(name, str(data_dir), num_train=100, num_test=50).train) == 100
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_missing_set_is_told(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(BadInput, match="is in none of the data folders"):
+        cl.data.load(name, str(tmp_path))
+
+
+@pytest.mark.parametrize(("recipe", "least"), [("text", 0.6), ("characters", 0.2)])
+def test_real_text_is_learned_across_a_cut(recipe, least, data_dir):
+    if not (data_dir / "agnews").is_dir():
+        pytest.skip("no agnews/ among the real data")
+    result = cl.run_recipe(load(recipe, rounds=3, num_train=2000, num_test=300, data_dir=str(data_dir)))
+    assert result.summary["accuracy_final"] > least
