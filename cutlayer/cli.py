@@ -175,7 +175,7 @@ def list_(kind: Positional[str] = "", /) -> int:
     """Print what can be named, each with one line.
 
     Args:
-        kind: schemes, methods, models, heads, data, recipes, codecs, schedules, partitions; all if not given.
+        kind: schemes, methods, models, heads, regressors, data, recipes, codecs, schedules, partitions; all if not given.
     """
     tables = _tables()
     if kind == "schemes":
@@ -193,12 +193,14 @@ def _tables() -> dict[str, Mapping[str, str]]:
     from .data.partition import PARTITIONS
     from .models import MODELS
     from .models.heads import HEADS
+    from .models.regressors import REGRESSORS
     from .named import outside
     from .recipes.named import RECIPES
     from .schedules import SCHEDULES
 
     named: dict[str, tuple[str, Mapping[str, Any]]] = {
         "schemes": ("scheme", SCHEMES), "methods": ("method", METHODS), "models": ("model", MODELS), "heads": ("auxiliary", HEADS),
+        "regressors": ("regressor", REGRESSORS),
         "data": ("data", DATASETS), "recipes": ("recipe", RECIPES), "codecs": ("codec", CODECS),
         "schedules": ("schedule", SCHEDULES), "partitions": ("partition", PARTITIONS),
     }  # fmt: skip

@@ -16,9 +16,7 @@ def macs(modules: dict[str, nn.Module], batch: Batch) -> dict[str, int]:
         for module in modules.values():
             module.eval()
         values: dict[str, Smashed] = {}
-        for name in ("bottom", "auxiliary", "decoder", "top", "tail"):
-            if name not in modules:
-                continue
+        for name in [*[n for n in modules if n not in ("top", "tail")], *[n for n in ("top", "tail") if n in modules]]:
             with FlopCounterMode(display=False) as counter:
                 if name == "bottom":
                     values["z"] = Smashed.through(modules[name], batch)

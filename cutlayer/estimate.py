@@ -35,7 +35,8 @@ Phase = Callable[[int, int, int], Hashable]
 class Estimate:
     """Payload bytes of the whole run by direction and role, peak bytes by side, parameters and multiply-adds by part.
 
-    Not `exact` where rows are nodes: bytes are then those of a few batches, and graphs differ in size.
+    What a method keeps from step to step (fsl_sage and loss_threshold at the server, synthetic_gradient at the client) is not in the
+    peaks. Not `exact` where rows are nodes: bytes are then those of a few batches, and graphs differ in size.
     """
 
     payload: dict[str, dict[str, int]]
@@ -67,7 +68,7 @@ def estimate(recipe: Recipe) -> Estimate:
             peak = {side: max(peak.get(side, 0), probe.meter.peak[side]) for side in ("client", "server")}
         if getattr(recipe.schedule_options(), "server_copies", False):
             peak["server"] += (len(clients) - 1) * probe.server.owned()
-        modules = probe.modules()
+        modules = probe.parts()
         counts = macs(modules, data.train.batch(torch.tensor([0]), None))
         total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns, phase)
         for (size, at), count in steps.items():

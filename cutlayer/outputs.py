@@ -168,7 +168,7 @@ class Outputs:
         table["peer_hand_over"] = weights_down
         source = self.clients.source
         assert source is not None
-        one = parties.models()[0]
+        one = parties.parts()
         return {
             "metric": metric,
             "accuracy_final": curve[-1] if curve else None,

@@ -145,6 +145,12 @@ class Parties:
                 module.load_state_dict(mine)
         return {**modules, "top": top}
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Return one client's modules, those too that are its own affair, and the top."""
+        client = self.clients[0]
+        own = {n: m for n, m in client.modules.items() if n in client.travels or next(m.parameters(), None) is not None}
+        return {**own, "top": self.server.top}
+
     def modules(self) -> dict[str, nn.Module]:
         """Return the trained modules by name, as bottom-<k> where clients differ and top-<k> where their copies do."""
         models = self.models()
@@ -234,7 +240,7 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
     clock = Clock(meter, **recipe.simulated()) if recipe.simulated() else None
     parties = Parties(built, methods, its_batches, server, ends, meter, clock)
     if clock:
-        meter.cost = macs(parties.models()[0], source.batch(torch.tensor([0]), None))
+        meter.cost = macs(parties.parts(), source.batch(torch.tensor([0]), None))
     return parties
 
 
