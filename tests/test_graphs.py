@@ -163,14 +163,10 @@ def test_heads_see_graphs_and_decoders_are_refused():
             cl.cut(model(), "conv1"), cl.partition.iid(data().train, num_clients=1), scheme="dsl", auxiliary=head, **QUICK
         )
         assert "auxiliary_accuracy" in result.records[-1]
-    with pytest.raises(BadInput, match="set reconstruction = none"):
-        cl.run(
-            cl.cut(model(), "conv1"),
-            cl.partition.iid(data().train, num_clients=1),
-            scheme="dsl",
-            reconstruction="conv2",
-            **QUICK,
-        )
+    for at in ("conv1", "readout"):
+        clients = cl.partition.iid(data().train, num_clients=1)
+        with pytest.raises(BadInput, match="set reconstruction = none"):
+            cl.run(cl.cut(model(), at), clients, scheme="dsl", reconstruction="conv2", **QUICK)
 
 
 def test_noise_clips_graphs_not_nodes():
