@@ -32,6 +32,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports without figures, for tests of many runs: drawing is nine tenths of a small run's time."""
+    from cutlayer import figures
+
+    monkeypatch.setattr(figures, "draw", lambda groups, metric: [])
+
+
 class Residual(nn.Module):
     def __init__(self, width):
         super().__init__()

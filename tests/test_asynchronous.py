@@ -15,6 +15,8 @@ from cutlayer.schedules import Plan
 from cutlayer.schedules.asynchronous import Asynchronous, AsynchronousOptions
 from cutlayer.task import Task
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 QUICK = {"rounds": 4, "batch_size": 4, "num_threads": 1, "lr": 0.05}
 EQUAL = {"speeds": 1e8}
 SLOW = {"uplink": 20, "downlink": 50, "latency": 30, "speeds": "1e6,2e6,5e6", "server_speed": 1e8}

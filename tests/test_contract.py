@@ -16,6 +16,8 @@ from cutlayer.recipes.recipe import Recipe, make, method_class, options_of, sche
 from cutlayer.schedules import SCHEDULES
 from cutlayer.wire import dumps, loads
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 CUTS = {"stem": None, "stage1.block2": None, "pool": "hidden"}
 SAMPLES = {
     "sync_every": ["2 batches", "1 epoch", "never"],

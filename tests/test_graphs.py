@@ -16,6 +16,8 @@ from cutlayer.recipes.recipe import make, method_class, options_of
 from cutlayer.streams import stream
 from cutlayer.task import Task
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 CUTS = ["conv1", "conv2", "conv4", "readout"]
 QUICK = {"rounds": 2, "batch_size": 4, "num_threads": 1, "lr": 0.02}
 

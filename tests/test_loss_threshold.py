@@ -15,6 +15,8 @@ from cutlayer.recipes.recipe import make
 from cutlayer.stored import A, B, C, next_state
 from cutlayer.streams import stream
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 QUICK = {"batch_size": 4, "num_threads": 1, "lr": 0.05}
 
 

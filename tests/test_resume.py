@@ -18,6 +18,8 @@ from cutlayer.recipes.recipe import make, method_class
 from cutlayer.run import Paused, train
 from cutlayer.task import Task
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def until_done(recipe, parts, clients, out):
     """Run, stopping at every mark and starting again from disk with objects of its own; return the result and the stops."""

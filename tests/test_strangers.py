@@ -18,6 +18,8 @@ from cutlayer.recipes.recipe import make
 from cutlayer.run import Paused, train
 from cutlayer.task import Task
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 QUICK = {"rounds": 2, "batch_size": 4, "num_threads": 1, "lr": 0.05}
 
 

@@ -16,6 +16,8 @@ from cutlayer.shifts import Shift
 from cutlayer.steps import train_step
 from cutlayer.task import Batch
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 QUICK = {"rounds": 2, "batch_size": 4, "num_threads": 1, "lr": 0.01, "method": "zeroth_order"}
 
 
