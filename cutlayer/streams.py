@@ -16,14 +16,23 @@ def stream(
     device: torch.device | str = "cpu",
 ) -> torch.Generator:
     """Return a generator that depends on the five arguments alone and shares nothing with any other stream."""
-    key = f"{seed}/{purpose}/{client}/{round}/{step}".encode()
-    number = int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1
-    return torch.Generator(device=device).manual_seed(number)
+    return torch.Generator(device=device).manual_seed(_number(seed, purpose, client, round, step))
+
+
+def _number(*key: int | str) -> int:
+    return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8], "little") >> 1
 
 
 @contextmanager
 def drawing(seed: int, purpose: str, client: int = 0, round: int = 0, step: int = 0) -> Iterator[None]:
     """Let layers that draw from the global generator, as dropout does, draw from a stream, and leave that generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, purpose, client, round, step).initial_seed())
+    generator, number = torch.default_generator, _number(seed, purpose, client, round, step)
+    before = generator.get_state()
+    # not torch.manual_seed, which takes note of its callers for devices that are not there, a millisecond each
+    generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    try:
         yield
+    finally:
+        generator.set_state(before)
