@@ -138,12 +138,12 @@ class Client:
         (the tail's own gradients wait for `update`).
         """
         reply: Reply = "none" if not gradient else "later" if later else "wait"
-        tensors, y, share = z.detach().tensors("smashed"), batch.y, None
+        tensors, y, back = z.detach().tensors("smashed"), batch.y, None
         if self.reducer is not None:
-            tensors, y, share = self.reducer.reduce(tensors, y, self.task.num_classes)
+            tensors, y, back = self.reducer.reduce(z, y, self.task.num_classes)
         if "tail" not in self.modules:
             answer = yield from self._ask("smashed", {**tensors, "labels": y}, reply)
-            return spread(answer, share)
+            return spread(answer, back)
         answer = yield from self._ask("smashed", tensors, "wait", open=True)
         assert answer is not None
         features = answer.tensors["features"].requires_grad_()
@@ -155,7 +155,7 @@ class Client:
         self.note({"loss": loss.detach()})
         assert features.grad is not None
         answer = yield from self._ask("feature_grad", {"feature_grad": features.grad}, reply)
-        return spread(answer, share)
+        return spread(answer, back)
 
     def collect(self, step: int) -> Exchange[Message]:
         """Obtain the reply to what was sent in a step of this turn with `later`, waiting for it if need be."""

@@ -1,7 +1,7 @@
 """Where the network is cut: bottom | top | tail, whose composition is the uncut model exactly."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -13,21 +13,27 @@ from .trace import divide_traced
 
 
 class Smashed(NamedTuple):
-    """What crosses the cut: `main` (N, *cut), the output of the block named by the cut, and any other tensors by name."""
+    """What crosses the cut: `main` (N, *cut), the output of the block named by the cut, and any other tensors by name.
+
+    `local` is what the bottom can say of them to the client alone, computed when it is asked for; it never crosses. In a bottom's
+    dict it stands under names that begin with an underscore.
+    """
 
     main: Tensor
     others: Mapping[str, Tensor] = {}
+    local: Mapping[str, Callable[[], Tensor]] = {}
 
     @classmethod
-    def of(cls, output: "Tensor | Mapping[str, Tensor] | Smashed") -> "Smashed":
+    def of(cls, output: "Tensor | Mapping[str, Any] | Smashed") -> "Smashed":
         """Return what a bottom gave as Smashed; raises BadInput where something else than tensors would cross."""
         if isinstance(output, Smashed):
             return output
         values = dict(output) if isinstance(output, Mapping) else {"main": output}
+        local: dict[str, Any] = {name[1:]: values.pop(name) for name in list(values) if name.startswith("_")}
         for name, value in values.items():
             if not isinstance(value, Tensor):
                 raise BadInput(f"{name!r}, a {type(value).__name__}, would cross the cut; cut where only tensors cross")
-        return cls(values.pop("main"), values)
+        return cls(values.pop("main"), values, local)
 
     @classmethod
     def through(cls, bottom: nn.Module, batch: Batch) -> "Smashed":

@@ -1,28 +1,35 @@
 """Fewer rows for a batch than it has samples, and how a gradient of those rows comes back to the samples."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from .cut import Smashed
 from .wire import Message
+
+Back = Callable[[Tensor], Tensor]
+
+
+class Reduced(NamedTuple):
+    """What crosses instead of a batch, by role, its targets, and what turns a gradient of its rows into the samples'."""
+
+    tensors: dict[str, Tensor]
+    y: Tensor
+    back: Back
 
 
 class Reducer(Protocol):
-    """Fewer rows for a batch: what crosses, its targets, and each sample's share (N, K) of the K rows; and its state."""
+    """Merges the rows of a batch before they are sent."""
 
-    def reduce(
-        self, tensors: Mapping[str, Tensor], y: Tensor, num_classes: int
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]: ...
+    def reduce(self, z: Smashed, y: Tensor, num_classes: int) -> Reduced: ...
     def state(self) -> dict[str, Tensor]: ...
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-def spread(answer: Message | None, share: Tensor | None) -> Message | None:
-    """Give each sample its share (N, K) of the gradient of K rows that a reply brings."""
-    if answer is None or share is None or "cut_grad" not in answer.tensors:
+def spread(answer: Message | None, back: Back | None) -> Message | None:
+    """Give each sample its share of the gradient that a reply brings."""
+    if answer is None or back is None or "cut_grad" not in answer.tensors:
         return answer
-    gradient = answer.tensors["cut_grad"]
-    mine = (share @ gradient.float().reshape(len(gradient), -1)).view(len(share), *gradient.shape[1:])
-    return replace(answer, tensors={**answer.tensors, "cut_grad": mine})
+    return replace(answer, tensors={**answer.tensors, "cut_grad": back(answer.tensors["cut_grad"].float())})

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 import cutlayer as cl
 from cutlayer.codecs import CODECS, Float8, build, reducer
 from cutlayer.codecs.base import packed, unpacked
+from cutlayer.cut import Smashed
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.parties import batches
 from cutlayer.recipes.recipe import make
@@ -321,14 +322,15 @@ def test_T10_8_evaluation_is_without_the_codec_unless_it_is_asked_for():
 
 
 def test_merged_samples_are_means_and_their_gradient_is_shared():
-    reduce = reducer({"smashed": "batch_merge@0.5+float8"})
+    merge = reducer({"smashed": "batch_merge@0.5+float8"})
     z = torch.randn(8, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     z[3:] += 9
     y = torch.tensor([0, 0, 1, 2, 2, 2, 2, 1])
-    tensors, soft, share = reduce.reduce({"smashed": z}, y, 3)
+    tensors, soft, back = merge.reduce(Smashed(z), y, 3)
     assert tensors["smashed"].shape == (4, 4, 2, 2)
     assert soft.shape == (4, 3)
     assert torch.allclose(soft.sum(1), torch.ones(4))
+    share = back(torch.eye(4)[:, :, None, None].expand(4, 4, 2, 2))[:, :, 0, 0]  # row k's gradient is 1 in channel k
     members = share > 0
     assert bool((members.sum(1) == 1).all())
     assert not bool((members[:3].any(0) & members[3:].any(0)).any())
@@ -337,7 +339,35 @@ def test_merged_samples_are_means_and_their_gradient_is_shared():
     graph = z.clone().requires_grad_()
     ((share.T @ graph.flatten(1)).view(4, 4, 2, 2) ** 2).sum().backward()
     answer = Message("cut_grad", {"cut_grad": 2 * tensors["smashed"]})
-    assert torch.allclose(spread(answer, share).tensors["cut_grad"], graph.grad, atol=1e-5)
+    assert torch.allclose(spread(answer, back).tensors["cut_grad"], graph.grad, atol=1e-5)
+
+
+def test_tokens_that_a_cluster_pays_most_are_kept_and_paddings_count_for_nothing():
+    draw = torch.Generator().manual_seed(0)
+    z, importance = torch.randn(6, 5, 3, generator=draw), torch.rand(6, 5, generator=draw)
+    mask = torch.arange(5)[None] < torch.tensor([5, 5, 2, 3, 5, 4])[:, None]
+    importance = importance * mask
+    y = torch.tensor([0, 1, 0, 1, 1, 0])
+    merge = reducer({"smashed": "batch_merge@0.5:0.4"})
+    tensors, soft, back = merge.reduce(Smashed(z, {"mask": mask}, {"importance": lambda: importance}), y, 2)
+    sent, there = tensors["smashed"], tensors["context/mask"]
+    assert sent.shape == (3, 2, 3)
+    assert there.shape == (3, 2)
+    marks = torch.eye(3)[:, None, :].expand(3, 2, 3)  # row k's gradient is 1 in feature k
+    shares = back(marks)  # (samples, tokens, clusters)
+    for k in range(3):
+        mine = shares[:, :, k].sum(1) > 0
+        centre = importance[mine].mean(0)
+        kept = centre.topk(2).indices.sort().values
+        assert set(shares[mine][:, :, k].sum(0).nonzero().flatten().tolist()) <= set(kept.tolist())
+        for i, token in enumerate(kept.tolist()):
+            seen = mine & mask[:, token]
+            wanted = z[seen, token].mean(0) if bool(seen.any()) else torch.zeros(3)
+            assert torch.allclose(sent[k, i], wanted, atol=1e-6)
+            assert bool(there[k, i]) == bool(seen.any())
+    assert torch.allclose(soft.sum(1), torch.ones(3))
+    with pytest.raises(BadInput, match="does not say which matter"):
+        merge.reduce(Smashed(z, {"mask": mask}), y, 2)
 
 
 @pytest.mark.parametrize("tail", [None, "hidden"])

@@ -101,6 +101,24 @@ def test_u_shaped_the_classifier_stays_with_the_labels(causal):
     assert "labels" not in u_shaped.summary["bytes"]["up"]
 
 
+def test_ADC_sends_a_fraction_of_samples_and_tokens_and_trains():
+    clients = cl.partition.iid(data().train, num_clients=1)
+    parts = cl.cut(model(), "block2")
+    z = Smashed.of(parts.bottom(tokens(5).x))
+    paid = z.local["importance"]()
+    assert torch.allclose(paid.sum(1), torch.ones(5), atol=1e-5)
+    assert bool((paid[z.others["mask"].logical_not()] == 0).all())
+    how = {**QUICK, "rounds": 8, "lr": 0.1}
+    plain, adc = (cl.run(parts, clients, codec=codec, **how) for codec in ({}, {"smashed": "batch_merge@0.5:0.4+float8"}))
+    up = [run.summary["bytes"]["up"]["smashed"]["payload"] for run in (plain, adc)]
+    assert up[1] == 8 * 4 * (2 * 3 * 8 + 4)  # two of four samples, three of seven tokens, a byte each and a scale
+    assert adc.summary["bytes"]["down"]["cut_grad"]["payload"] == 8 * 4 * 2 * 3 * 8 * 4
+    assert adc.records[-1]["train_loss"] < adc.records[0]["train_loss"]
+    text = cl.partition.iid(data(True).train, num_clients=1)
+    with pytest.raises(BadInput, match="one class per sample"):
+        cl.run(cl.cut(model(True), "block1"), text, codec={"smashed": "batch_merge"}, **QUICK)
+
+
 def test_padding_changes_nothing_and_the_future_is_not_seen():
     net, x = model().eval(), tokens(8).x
     short = x[1:2, : int((x[1] != PADDING).sum())]

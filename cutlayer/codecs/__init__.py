@@ -69,10 +69,10 @@ def _gaussian_noise(role: str, draws: Draws, sigma: float = 0.01, clip: float = 
     return GaussianNoise(draws, sigma, clip)
 
 
-def _batch_merge(role: str, draws: Draws, ratio: float = 0.5) -> Any:
+def _batch_merge(role: str, draws: Draws, ratio: float = 0.5, tokens: float = 1.0) -> Any:
     if role != "smashed":
         raise BadInput(f"codec {role} = batch_merge: samples are merged where activations go up; give it to smashed")
-    return BatchMerge(draws, _share("batch_merge", ratio))
+    return BatchMerge(draws, _share("batch_merge", ratio), _share("batch_merge", tokens))
 
 
 def _feedback(role: str, draws: Draws) -> Codec:
@@ -102,7 +102,7 @@ CODECS: dict[str, Entry] = {
     "random_top_k": Entry(_random_top_k, "top_k with some places drawn among the others; random_top_k@ratio:alpha"),
     "low_rank": Entry(_low_rank, "two thin factors, low_rank@rank"),
     "gaussian_noise": Entry(_gaussian_noise, "samples clipped and noised, gaussian_noise@sigma:clip; first in a chain"),
-    "batch_merge": Entry(_batch_merge, "similar samples sent as their mean, batch_merge@ratio of them; first in a chain"),
+    "batch_merge": Entry(_batch_merge, "ADC: similar samples as their mean, batch_merge@ratio or @ratio:tokens; first in a chain"),
     "feedback": Entry(_feedback, "in front of a lossy codec of weights: its error is added to the next message"),
 }  # fmt: skip
 

@@ -1,5 +1,8 @@
 """A small transformer for text, in parts wherever it is cut; the mask of what is padding crosses with the activations."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,14 +22,27 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+    def _heads(self, h: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return queries, keys and values (N, heads, T, D/heads), and what may be seen (N, 1, T, T)."""
         n, t, d = h.shape
         q, k, v = self.qkv(self.norm1(h)).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         seen = mask[:, None, None, :]
         if self.causal:
             seen = seen & torch.ones(t, t, dtype=torch.bool, device=h.device).tril()
         # a text of padding alone looks at itself, or the softmax would be empty
-        seen = seen | torch.eye(t, dtype=torch.bool, device=h.device)
+        return q, k, v, seen | torch.eye(t, dtype=torch.bool, device=h.device)
+
+    @torch.no_grad()
+    def importance(self, h: Tensor, mask: Tensor) -> Tensor:
+        """Return the attention (N, T) that each token is paid, the mean over heads and over tokens that are no padding."""
+        q, k, _, seen = self._heads(h, mask)
+        scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf).softmax(3)
+        weight = mask.to(scores.dtype)[:, None, :, None]
+        return ((scores * weight).sum(2).mean(1) / weight.sum(2).clamp_min(1).squeeze(1)).masked_fill(~mask, 0.0).float()
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        n, t, d = h.shape
+        q, k, v, seen = self._heads(h, mask)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).reshape(n, t, d)
         h = h + self.out(attended)
         h = h + self.mlp(self.norm2(h))
@@ -127,12 +143,15 @@ class Bottom(nn.Module):
         super().__init__()
         self.embedding, self.blocks = embedding, nn.ModuleDict(blocks)
 
-    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+    def forward(self, tokens: Tensor) -> dict[str, Any]:
         mask = tokens != PADDING
         h = self.embedding(tokens)
+        local = {}
+        block: Any
         for block in self.blocks.values():
+            local = {"_importance": partial(block.importance, h.detach(), mask)}
             h = block(h, mask)
-        return {"main": h, "mask": mask}
+        return {"main": h, "mask": mask, **local}
 
 
 class Top(nn.Module):
