@@ -15,8 +15,9 @@ from .console import console, follow, progress_bar, show_estimate, show_lists, s
 from .errors import BadInput, RunFailed, unknown
 from .methods import METHODS
 from .recipes import Recipe, fields_of, load
-from .recipes.recipe import help_of, owners, to_toml
+from .recipes.recipe import help_of, owners
 from .recipes.schemes import SCHEMES
+from .recipes.toml import to_toml
 
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
 

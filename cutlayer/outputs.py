@@ -22,7 +22,8 @@ from .data.partition import Partition, save as save_partition
 from .errors import BadInput
 from .meter import PHASES, Direction, Meter
 from .parties import Parties
-from .recipes.recipe import Recipe, make, read, to_toml
+from .recipes.recipe import Recipe, make
+from .recipes.toml import read, to_toml
 from .transports.link import Tap
 from .wire import Packed, dumps
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cutlayer.methods import METHODS
 from cutlayer.recipes import RECIPES, Recipe
-from cutlayer.recipes.recipe import help_of, make, method_class, schedule_class, to_toml
+from cutlayer.recipes.recipe import help_of, make, method_class, schedule_class
+from cutlayer.recipes.toml import to_toml
 from cutlayer.schedules import SCHEDULES
 
 HEAD = """# Recipes and their fields

@@ -145,7 +145,7 @@ def test_guards_and_who_is_not_drawn_or_comes_in_a_round_of_rest():
 
 def test_infinite_thresholds_are_written_and_read(tmp_path):
     from cutlayer.recipes import load
-    from cutlayer.recipes.recipe import to_toml
+    from cutlayer.recipes.toml import to_toml
 
     recipe = make({"scheme": "async_loss", "threshold": "inf"})
     (tmp_path / "r.toml").write_text(to_toml(recipe.flat()))

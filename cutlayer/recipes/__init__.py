@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from .named import RECIPES, named
-from .recipe import FIELDS, Recipe, make, names_of, options_for, owners, read, replaced, with_scheme
+from .recipe import FIELDS, Recipe, make, names_of, options_for, owners, replaced, with_scheme
 from .schemes import SCHEMES
+from .toml import read
 
 __all__ = ["FIELDS", "RECIPES", "Recipe", "fields_of", "load", "options_of", "override"]
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import pydantic
@@ -274,27 +273,3 @@ def scheme_of(recipe: Recipe) -> str:
     flat = recipe.flat()
     holds = [name for name, row in SCHEMES.items() if all(flat.get(k) == v for k, v in row.fields.items())]
     return recipe.scheme if recipe.scheme in holds or not holds else holds[0]
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return the fields of a flat TOML file; raises BadInput if it is none."""
-    import tomllib
-
-    try:
-        fields = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is no recipe file: {error}") from error
-    return fields
-
-
-def to_toml(fields: Mapping[str, Any]) -> str:
-    """Return fields as flat TOML; None is left out, which is the default everywhere."""
-    lines = []
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            pairs = ", ".join(f"{key} = {json.dumps(item)}" for key, item in value.items())
-            lines.append(f"{name} = {{{pairs}}}")
-        elif value is not None:
-            infinite = isinstance(value, float) and math.isinf(value)
-            lines.append(f"{name} = {value if infinite else json.dumps(value)}")
-    return "\n".join(lines) + "\n"
