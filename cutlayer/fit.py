@@ -87,17 +87,22 @@ def overwrites(parts: Parts, batch: Batch) -> bool:
 def drawing_part(modules: Mapping[str, nn.Module], batch: Batch) -> str | None:
     """Return the name of a part that draws random numbers in training, or None."""
     copies = {name: copy.deepcopy(module).train() for name, module in modules.items()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        before = torch.random.get_rng_state()
+    on_cuda = batch.x.is_cuda
+
+    def state() -> Tensor:
+        return torch.cuda.get_rng_state(batch.x.device) if on_cuda else torch.random.get_rng_state()
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[batch.x.device] if on_cuda else []):
+        before = state()
         z = Smashed.through(copies.pop("bottom"), batch)
-        if not torch.equal(before, torch.random.get_rng_state()):
+        if not torch.equal(before, state()):
             return "bottom"
         for name, module in copies.items():
             if name == "top":
                 module(z.main.clone(), **z.others)
             else:
                 z.into(module)
-            if not torch.equal(before, torch.random.get_rng_state()):
+            if not torch.equal(before, state()):
                 return name
     return None
 
