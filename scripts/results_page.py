@@ -23,13 +23,25 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 def interval(values: Iterable[float]) -> str:
     """Return mean and half-width of the 95 % Student-t interval."""
-    values = list(values)
+    mean, half = student(list(values))
+    return f"{mean:+.2f} (one seed)" if half is None else f"{mean:+.2f} ± {half:.2f}"
+
+
+def student(values: list[float]) -> tuple[float, float | None]:
+    """Return the mean and the half-width of its 95 % interval, which one value has not."""
     n = len(values)
     mean = sum(values) / n
     if n < 2:
-        return f"{mean:+.2f} (one seed)"
+        return mean, None
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    return f"{mean:+.2f} ± {stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n):.2f}"
+    return mean, stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n)
+
+
+def separated(values: list[float], at: float = -0.5) -> str:
+    """Return the interval, and whether it says nothing of a loss of half a point."""
+    mean, half = student(values)
+    inside = half is None or mean - half <= at <= mean + half
+    return f"{interval(values)}{', not separated' if inside else ''}"
 
 
 def provenance(found: list[dict[str, Any]]) -> str:
@@ -130,7 +142,7 @@ def loss_threshold() -> str:
         runs = mine[0].get("states", "")
         shown = runs if len(runs) < 24 else f"{runs[:20]}... ({', '.join(f'{runs.count(s)} {s}' for s in 'ABC')})"
         lines.append(
-            f"| {name} | {rounds} | {len(mine)} | {shown} | {last5} | {interval(points) if name != 'conventional' else ''} | "
+            f"| {name} | {rounds} | {len(mine)} | {shown} | {last5} | {separated(points) if name != 'conventional' else ''} | "
             f"{sum(saved) / len(saved):.1f} |"
         )
     return "\n".join(lines) + f"\n\n{provenance(found)}\n"
