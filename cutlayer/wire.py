@@ -48,11 +48,19 @@ def unpack(packed: Packed, codecs: Codecs) -> Message:
                 f"role {role!r} came coded, or empty, and this end has no codec for it; both ends need the same recipe"
             )
         if coded:
-            _begin(codecs[family(role)], m, role)
-            tensors[role] = codecs[family(role)].decode(parts)
+            tensors[role] = _decoded(codecs[family(role)], m, role, parts)
         else:
             tensors[role] = parts[0] if packed.owned else parts[0].clone()
     return Message(m.kind, tensors, m.numbers, m.client, m.step, m.reply, m.open, packed)
+
+
+def _decoded(codec: Codec, message: Message, role: str, parts: tuple[Tensor, ...]) -> Tensor:
+    try:
+        _begin(codec, message, role)
+        return codec.decode(parts)
+    except Exception as error:  # a stranger's parts may be of any number, dtype and shape
+        why = str(error).partition("\n")[0]
+        raise BadInput(f"role {role!r} cannot be decoded ({why}); both ends need the same recipe") from error
 
 
 def _begin(codec: object, message: Message, role: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from cutlayer.codecs import CODECS, build
 from cutlayer.errors import BadInput
 from cutlayer.frame import DTYPES, FIXED
-from cutlayer.wire import Message, dumps, loads, pack, unpack
+from cutlayer.wire import Coded, Message, Packed, dumps, loads, pack, unpack
 
 shapes = st.lists(st.integers(0, 4), max_size=4)
 
@@ -135,3 +135,16 @@ def test_a_frame_that_is_not_how_it_is_written_is_refused():
         frame[where] = 2
         with pytest.raises(BadInput, match="frame refused"):
             loads(signed(frame))
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if name not in ("batch_merge", "feedback", "identity")])
+@pytest.mark.parametrize(
+    "parts", [(), (torch.zeros(3),), (torch.zeros(2, 2, 0, dtype=torch.uint8), torch.ones(3), torch.ones(2))]
+)
+def test_parts_that_no_codec_made_are_refused_or_decoded_but_never_break_it(name, parts):
+    ends = build({"smashed": name})
+    packed = Packed(Message("smashed", {}), (Coded("smashed", True, parts),))
+    try:
+        assert isinstance(unpack(loads(dumps(packed)), ends).tensors["smashed"], torch.Tensor)
+    except BadInput:
+        return

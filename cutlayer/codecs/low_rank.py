@@ -34,7 +34,7 @@ class LowRank(Stateless):
 
     def decode(self, parts: tuple[Tensor, ...]) -> Tensor:
         outlined, left, right = parts
-        values = left @ right.T
+        values = left @ right.mT
         shape, _ = shape_of(outlined)
         if len(shape) == 4:
             n, c, h, w = shape
