@@ -24,7 +24,7 @@ CLOCK = {"uplink": 20.0, "downlink": 50.0, "latency": 30.0, "speeds": (1e10,), "
 OWN: dict[
     str, dict[str, Any]
 ] = {  # an alignment on the paper's memory would take hours here, and zeroth order diverges at lr 0.1
-    "fsl_sage": {"align_rounds": 1, "align_epochs": 20, "memory_size": 512, "align_batch": 512},
+    "fsl_sage": {"align_rounds": 4, "align_epochs": 10, "memory_size": 256, "align_batch": 256},
     "hosl": {"lr": 1e-3},
     "heron_sfl": {"lr": 1e-3},
 }

@@ -212,7 +212,7 @@ a round), shallow cut, bfloat16, one seed; Dirichlet with alpha 0.5. Averaged sc
 rounds are few for them: FedAvg of the uncut network is the figure to see them beside, and splitfed_v1 equals it bit for bit. Where clients
 differ (splitfed_v3, psl) it is the mean over clients. Simulated minutes are those of links of 20 Mbit/s up, 50 down and 30 ms each
 way, clients of 10 and a server of 100 billion multiply-adds a second; `hosl` and `heron_sfl` run at lr 0.001, and `fsl_sage` aligns
-every round, 20 passes over the newest 512 activations of each client.
+every 4 rounds, 10 passes over the newest 256 activations of each client, far less than its authors' 100 over 1000.
 
 {schemes()}
 ## Updating rarely, with 8-bit floats
