@@ -13,6 +13,8 @@ RESULTS = Path(__file__).parent / "results"
 def write(name: str, row: dict[str, Any]) -> None:
     """Append a row to results/<name>.jsonl."""
     RESULTS.mkdir(exist_ok=True)
-    command = "python " + " ".join([str(Path(sys.argv[0])), *sys.argv[1:]])
+    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    if "recipe" in row:  # where the data lay is nobody's business
+        row = {**row, "recipe": {**row["recipe"], "data_dir": None}}
     with (RESULTS / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps({**row, "command": command, **provenance()}) + "\n")
