@@ -28,7 +28,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
 }
 BASE: dict[str, Any] = {
-    "data": "cifar10", "num_train": 10_000, "model": "vgg11", "cut": "shallow", "num_clients": 1, "lr": 0.05, "lr_schedule": "cosine",
+    "data": "cifar10", "model": "vgg11", "cut": "shallow", "num_clients": 1, "lr": 0.05, "lr_schedule": "cosine",
     "evaluate_every": 10, "precision": "bfloat16", "memory_format": "contiguous",  # channels_last takes VGG11 twice as long here
 }  # fmt: skip
 FEW = ("conventional", "threshold 0.2")
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/loss_threshold"))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--num-train", type=int, default=10_000, help="training images, told in every row")
     parser.add_argument("--max-minutes", type=float)
     parser.add_argument("--data-dir")
     parser.add_argument("--tiny", action="store_true", help="seconds, on digits, to see that it works")
@@ -57,7 +58,7 @@ def main() -> None:
     for seed in "0" if args.tiny else args.seeds.split(","):
         for name, fields in chosen:
             changes = {
-                **BASE, "rounds": args.rounds, "seed": int(seed), **fields, **(TINY if args.tiny else {}),
+                **BASE, "rounds": args.rounds, "num_train": args.num_train, "seed": int(seed), **fields, **(TINY if args.tiny else {}),
             }  # fmt: skip
             recipe = load("small-cifar10", data_dir=args.data_dir, **changes)
             done, complete = compare(

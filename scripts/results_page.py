@@ -127,14 +127,14 @@ def loss_threshold() -> str:
     found = rows("loss_threshold")
     if not found:
         return "Not run.\n"
-    base = {(row["seed"], row["rounds"]): row for row in found if row["configuration"] == "conventional"}
+    base = {(row["seed"], *size(row)): row for row in found if row["configuration"] == "conventional"}
     lines = [
-        "| configuration | rounds | seeds | states of seed 0 | last five, % | difference, points | fewer bytes than float32 |"
+        "| configuration | images, rounds | seeds | states of seed 0 | last five, % | difference, points | fewer bytes than float32 |"
     ]
     lines.append("|---" * 7 + "|")
-    for name, rounds in dict.fromkeys((row["configuration"], row["rounds"]) for row in found):
-        mine = [row for row in found if (row["configuration"], row["rounds"]) == (name, rounds)]
-        pairs = [(row, base[row["seed"], rounds]) for row in mine if (row["seed"], rounds) in base]
+    for name, of in dict.fromkeys((row["configuration"], size(row)) for row in found):
+        mine = [row for row in found if (row["configuration"], size(row)) == (name, of)]
+        pairs = [(row, base[row["seed"], *of]) for row in mine if (row["seed"], *of) in base]
         points = [100 * (row["accuracy_last5"] - other["accuracy_last5"]) for row, other in pairs]
         # activations and gradients of the conventional run were bfloat16
         saved = [(2 * crossing(other) - labels(other)) / crossing(row) for row, other in pairs]
@@ -142,10 +142,15 @@ def loss_threshold() -> str:
         runs = mine[0].get("states", "")
         shown = runs if len(runs) < 24 else f"{runs[:20]}... ({', '.join(f'{runs.count(s)} {s}' for s in 'ABC')})"
         lines.append(
-            f"| {name} | {rounds} | {len(mine)} | {shown} | {last5} | {separated(points) if name != 'conventional' else ''} | "
-            f"{sum(saved) / len(saved):.1f} |"
+            f"| {name} | {of[0]}, {of[1]} | {len(mine)} | {shown} | {last5} | "
+            f"{separated(points) if name != 'conventional' else ''} | {sum(saved) / len(saved):.1f} |"
         )
     return "\n".join(lines) + f"\n\n{provenance(found)}\n"
+
+
+def size(row: dict[str, Any]) -> tuple[int, int]:
+    """Return the training images and the rounds of a run."""
+    return row["recipe"]["num_train"], row["rounds"]
 
 
 def labels(row: dict[str, Any]) -> int:
