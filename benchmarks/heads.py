@@ -5,7 +5,6 @@ its row is written when it is finished: results/heads.jsonl.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -64,17 +63,11 @@ def main() -> None:
                 console.print(
                     f"seed {seed} {label}: last five {100 * s['accuracy_last5']:.2f} % in {time.perf_counter() - begin:.0f} s"
                 )
-                if not args.tiny and not _written(label, seed):
+                if not args.tiny and not rows.written("heads", configuration=label, seed=seed):
                     rows.write("heads", {"configuration": label, "curve": [r.get("accuracy") for r in run.records], **s})
             for failure in failures:
                 console.print(f"seed {seed} {label}: {failure}")
     console.print(f"report: {write(finished, args.out / 'report.html', 'What the auxiliary head decides')}")
-
-
-def _written(label: str, seed: int) -> bool:
-    path = rows.RESULTS / "heads.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return any((row["configuration"], row["seed"]) == (label, seed) for row in map(json.loads, lines))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ results/loss_threshold.jsonl. `--rounds 20 --seeds 0` is a first look, and is to
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +67,10 @@ def main() -> None:
                 s = run.summary
                 states = "".join("ABC"[int(r["state"])] for r in run.records if "state" in r)
                 console.print(f"seed {seed} {name}: last five {100 * s['accuracy_last5']:.2f} %, {states}")
-                if not args.tiny and not _written(s["digest"]):
+                if not args.tiny and not rows.written("loss_threshold", digest=s["digest"]):
                     rows.write("loss_threshold", {"configuration": name, "states": states, **s})
             if not complete and args.max_minutes is not None:
                 return
-
-
-def _written(digest: str) -> bool:
-    path = rows.RESULTS / "loss_threshold.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return any(row["digest"] == digest for row in map(json.loads, lines))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,13 @@ from cutlayer.outputs import provenance
 RESULTS = Path(__file__).parent / "results"
 
 
+def written(name: str, **fields: Any) -> bool:
+    """Return whether results/<name>.jsonl has a row with these values."""
+    path = RESULTS / f"{name}.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return any(all(row[key] == value for key, value in fields.items()) for row in map(json.loads, lines))
+
+
 def write(name: str, row: dict[str, Any]) -> None:
     """Append a row to results/<name>.jsonl."""
     RESULTS.mkdir(exist_ok=True)

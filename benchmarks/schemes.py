@@ -6,7 +6,6 @@ its row is written when it is finished: results/schemes.jsonl.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def main() -> None:
             console.print(
                 f"seed {seed} {partition} {name}: last five {100 * s['accuracy_last5']:.2f} %, {s['seconds_total']:.0f} s"
             )
-            if not args.tiny and not _written(s["digest"]):
+            if not args.tiny and not rows.written("schemes", digest=s["digest"]):
                 rows.write(
                     "schemes", {"scheme": name, "partition": partition, "curve": [r.get("accuracy") for r in run.records], **s}
                 )
@@ -73,12 +72,6 @@ def main() -> None:
             break
     if finished:
         console.print(f"report: {write(finished, args.out / 'report.html', 'Every scheme side by side')}")
-
-
-def _written(digest: str) -> bool:
-    path = rows.RESULTS / "schemes.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return any(row["digest"] == digest for row in map(json.loads, lines))
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def _dress(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def save(folder: Path, name: str, tree: Any) -> None:
-    """Write a mark as folder/name, atomically, and delete all but the newest KEEP marks; names sort by age."""
+def save(folder: Path, name: str, tree: Any, keep: int = KEEP) -> None:
+    """Write a mark as folder/name, atomically, and delete all but the newest `keep` marks; names sort by age."""
     tensors: dict[str, Tensor] = {}
     stripped = _strip(tree, tensors)
     new = folder / f".{name}.new"
@@ -53,7 +53,7 @@ def save(folder: Path, name: str, tree: Any) -> None:
         os.close(descriptor)
     shutil.rmtree(folder / name, ignore_errors=True)
     os.replace(new, folder / name)
-    for old in marks(folder)[:-KEEP]:
+    for old in marks(folder)[:-keep]:
         shutil.rmtree(old)
 
 

@@ -76,10 +76,35 @@ def run(
         return 0
     called = re.sub(r"[^\w.-]+", "-", made.name).strip(".") or "run"
     folder = out or Path("runs") / f"{called}-{made.digest()[:8]}"
+    if made.transport == "mpi":
+        return run_mpi(made, recipe, folder)
     with progress_bar() as bar:
-        done = run_in(made, folder, progress=follow(bar, made.name or recipe))
-    show_runs([done])
+        run_in(made, folder, progress=follow(bar, made.name or recipe))
+    show_finished(folder)
+    return 0
+
+
+def show_finished(folder: Path) -> None:
+    """Print a finished run's figures, and where they lie."""
+    from .report import read
+
+    show_runs([read(folder)])
     show_paths({"report": folder / "report.html", "figures as JSON": folder / "summary.json", "weights": folder / "weights"})
+
+
+def run_mpi(made: Recipe, recipe: str, folder: Path) -> int:
+    """Run under mpiexec: all ranks are here, and rank 0 speaks for them."""
+    from . import cluster
+
+    if cluster.rank():
+        try:
+            cluster.run(made, folder)
+        except Exception as error:
+            return WRONG if isinstance(error, BadInput) else FAILED
+        return 0
+    with progress_bar() as bar:
+        cluster.run(made, folder, progress=follow(bar, made.name or recipe))
+    show_finished(folder)
     return 0
 
 

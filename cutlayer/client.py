@@ -285,6 +285,9 @@ class Client:
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
+        """Become what a state says, whatever was under way."""
+        self.owed, self.orders = [], {}
+        self.optimizer.zero_grad(set_to_none=True)
         self.round, self.step, self.version, self.give_back = (state[k] for k in ("round", "step", "version", "give_back"))
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .building import order
 from .client import Client, Record
 from .costs import macs
 from .cut import Parts
@@ -18,7 +19,7 @@ from .data.partition import Partition, split
 from .data.sources import Source
 from .fit import fitted
 from .meter import Direction
-from .parties import Parties, build, order
+from .parties import Parties, build
 from .program import program
 from .recipes.recipe import Recipe, method_class, names_of
 from .run import data_of, parts_of, task_of

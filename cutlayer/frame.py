@@ -73,10 +73,13 @@ def _nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def lies_channels_last(tensor: Tensor) -> bool:
+    """Return whether a tensor lies channels-last, and not as usual too."""
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 def _layout(tensor: Tensor) -> int:
-    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return CHANNELS_LAST
-    return CONTIGUOUS
+    return CHANNELS_LAST if lies_channels_last(tensor) else CONTIGUOUS
 
 
 def _name(name: str) -> bytes:
@@ -111,7 +114,7 @@ def _header(packed: Packed) -> bytes:
 
 
 def _raw(tensor: Tensor) -> bytes:
-    if _layout(tensor) == CHANNELS_LAST:
+    if lies_channels_last(tensor):
         tensor = tensor.permute(0, 2, 3, 1)
     flat = tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
     return flat.numpy().tobytes().ljust(_padded(flat.numel(), 8), b"\0")

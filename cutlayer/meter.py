@@ -20,7 +20,7 @@ class Meter:
     """Counts for one run. `sync` waits for the device before a time stamp (nothing to wait for on a CPU)."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.cuda = torch.device(device).type == "cuda"
+        self.device, self.cuda = torch.device(device), torch.device(device).type == "cuda"
         self.payload: dict[tuple[str, str, int], int] = defaultdict(int)  # (direction, role, client)
         self.wire: dict[tuple[str, str, int], int] = defaultdict(int)
         self.seconds: dict[str, float] = defaultdict(float)
@@ -107,10 +107,17 @@ class Meter:
                 cell[column] += nbytes
         return table
 
+    def wire_by_client(self) -> dict[tuple[str, int], int]:
+        """Return wire bytes by direction and client."""
+        sums: dict[tuple[str, int], int] = defaultdict(int)
+        for (direction, _, client), nbytes in self.wire.items():
+            sums[direction, client] += nbytes
+        return sums
+
     def bytes_by_client(self) -> dict[int, int]:
         """Return wire bytes, both directions, by client."""
         sums: dict[int, int] = defaultdict(int)
-        for (_, _, client), nbytes in self.wire.items():
+        for (_, client), nbytes in self.wire_by_client().items():
             sums[client] += nbytes
         return dict(sums)
 
@@ -122,10 +129,12 @@ class Meter:
 
     def load(self, state: Mapping[str, Any]) -> None:
         for name in ("payload", "wire"):
+            getattr(self, name).clear()
             for key, n in state[name].items():
                 direction, role, client = key.split("|")
                 getattr(self, name)[direction, role, int(client)] = n
         for name in ("seconds", "peak", "left", "held", "steps", "samples", "work"):
+            getattr(self, name).clear()
             getattr(self, name).update(state[name])
 
 

@@ -160,7 +160,7 @@ class Outputs:
 
     def summary(self, parties: Parties) -> dict[str, Any]:
         """Return everything of summary.json."""
-        meter, task = parties.meter, parties.clients[0].task
+        meter, task = parties.meter, parties.one.task
         metric = next(iter(task.metrics))
         curve = [record[metric] for record in self.records if metric in record]
         table: dict[str, Any] = dict(meter.bytes_by_role())

@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from . import codecs
+from .building import placement
 from .data.sources import Source
 from .errors import BadInput, RunFailed
 from .evaluate import recomposed
 from .outputs import Outputs
-from .parties import Parties, placement
+from .parties import Parties
 from .recipes.recipe import Recipe
 from .server import Server
 
@@ -55,7 +56,7 @@ class Rounds:
                     f"{name} is {value} in round {round}; lower lr (now {self.recipe.lr}) or set clip; earlier rounds are kept"
                 )
         if server.schedule.plan.evaluated(round) and self.source.held_out is not None:
-            task, autocast = self.parties.clients[0].task, server.training.autocast
+            task, autocast = self.parties.one.task, server.training.autocast
             place, through = placement(self.recipe), as_evaluated(self.recipe)
             found = [recomposed(m, self.source.held_out, task, autocast, place, through) for m in self.parties.models()]
             record |= {name: sum(each[name] for each in found) / len(found) for name in found[0]}
@@ -85,7 +86,7 @@ class Rounds:
         self.outputs.load(state["outputs"])
         # everybody says hello again, and whoever was in the middle of a turn is told again to go
         waiting = state["parties"]["server"]["waiting"]
-        clients = [client.id for client in self.parties.clients]
+        clients = [client.id for client in self.parties.clients] or list(self.parties.labels)
         self.parties.meter.again = {("up", k) for k in clients} | {("down", k) for k in clients if k not in waiting}
         self.done = int(state["done"])
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from . import checkpoint, models
+from .building import num_steps
 from .cut import Parts, Whole, cut, uncut
 from .data import DATASETS, load as load_data
 from .data.partition import PARTITIONS, Partition, split
@@ -18,10 +19,11 @@ from .errors import BadInput, RunFailed
 from .fit import fitted
 from .named import find, made
 from .outputs import Outputs, Result
-from .parties import build, num_steps, seeded
+from .parties import build
 from .program import program
 from .recipes.recipe import Recipe, make, with_scheme
 from .rounds import Paused, Progress, Rounds
+from .streams import drawing
 from .task import Task
 from .transports import inprocess, simulated
 from .transports.link import Replayed
@@ -31,6 +33,8 @@ __all__ = ["Paused", "Progress", "run", "run_recipe", "train"]
 
 def run_recipe(recipe: Recipe, out: Path | None = None, **how: Any) -> Result:
     """Run a recipe from its names alone and return the result; see `train` for `how`."""
+    if recipe.transport != "inprocess":
+        raise BadInput(f"transport = {recipe.transport!r} is for the command line: cutlayer run under mpiexec; drop it")
     data = data_of(recipe).to(recipe.device)
     parts = parts_of(recipe, data)
     clients = split(data.train, recipe)
@@ -166,7 +170,7 @@ def parts_of(recipe: Recipe, data: Data) -> Parts:
     """Return the parts of the network that a recipe names: the uncut model is built once under its seed, then cut."""
     _not_own("model", recipe.model)
     vocabulary = getattr(data.train, "vocabulary", 0)
-    with seeded(recipe.seed, "model"):
+    with drawing(recipe.seed, "model"):
         if recipe.model in models.MODELS:
             model: nn.Module | Parts = models.build_model(recipe.model, data.num_classes, data.train.input_shape, vocabulary)
         else:

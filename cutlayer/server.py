@@ -92,6 +92,10 @@ class Server:
         """Return the replies now due, addressed by their `client`; raises BadInput on a kind nobody handles."""
         if message.kind == "sync":
             replies = self._sync(message)
+        elif message.kind == "left":  # when nothing is under way
+            self.waiting.pop(message.client, None)
+            replies = self.schedule.left(self, message.client)
+            self.on_mark(self)
         elif message.kind == "mark":
             self.marking[message.client] = message
             replies = []
@@ -236,6 +240,11 @@ class Server:
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
+        for under_way in (self.waiting, self.marking, self.running, self.queue, self.open, self.sampled):
+            under_way.clear()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.extra = {}
         self.top.load_state_dict(state["top"])
         for k, copied in state["copies"]:
             self.copies[k].load_state_dict(copied)

@@ -7,11 +7,11 @@ from conftest import equal, small_data, small_model
 from hypothesis import given, settings, strategies as st
 
 import cutlayer as cl
+from cutlayer.building import batches
 from cutlayer.codecs import CODECS, Float8, build, reducer
 from cutlayer.codecs.base import packed, unpacked
 from cutlayer.cut import Smashed
 from cutlayer.errors import BadInput, RunFailed
-from cutlayer.parties import batches
 from cutlayer.recipes.recipe import make
 from cutlayer.reducing import spread
 from cutlayer.wire import Message, pack, unpack

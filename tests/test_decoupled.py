@@ -10,9 +10,10 @@ from conftest import equal, small_data, small_model
 from torch import nn
 
 import cutlayer as cl
+from cutlayer.building import batches
 from cutlayer.client import Batches
 from cutlayer.models.heads import HEADS
-from cutlayer.parties import batches, build
+from cutlayer.parties import build
 from cutlayer.program import program
 from cutlayer.recipes.recipe import make
 from cutlayer.task import Task

@@ -139,7 +139,7 @@ def test_one_server_step_on_the_graphs_of_all_clients_is_a_step_on_one_batch(at)
     y = torch.cat([train.labels[owners == k] for k in range(2)])
     Task().loss(parts.top(main, **others), y).backward()
     for before, after in zip(parts.top.parameters(), result.modules["top"].parameters(), strict=True):
-        assert torch.allclose(before - 0.1 * before.grad, after, atol=1e-5)
+        assert torch.allclose(before - 0.1 * before.grad, after, atol=5e-5)  # the rows are summed in another order
 
 
 @pytest.mark.parametrize("at", ["conv2", "conv4", "readout"])

@@ -16,7 +16,7 @@ LEVELS = (
     {"auxiliary", "meter", "clock", "client", "program", "schedules", "server", "steps", "stored", "aligned", "probes", "shifts",
      "data", "data.sources", "data.images", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
-    {"recipes", "costs", "fit", "parties", "diagnose", "findings", "figures", "runs",
+    {"recipes", "costs", "fit", "building", "parties", "diagnose", "findings", "figures", "runs",
      "report", "outputs", "rounds", "run", "compare", "estimate"},
     {"cli", "console"},
 )  # fmt: skip

@@ -193,8 +193,8 @@ def test_T7_5_the_clients_step_leaves_the_head_as_it_is():
 
 
 def build_client():
+    from cutlayer.building import training
     from cutlayer.client import Client
-    from cutlayer.parties import training
     from cutlayer.recipes.recipe import make
 
     parts = cl.cut(small_model(), "stage1.block1")

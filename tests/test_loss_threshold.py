@@ -79,7 +79,7 @@ def test_T5_4_training_on_the_store_is_training_on_recomputed_activations(codec)
     fields = {**QUICK, "momentum": 0.0, "method": "loss_threshold", "threshold": math.inf, "codec": codec}
     two, four = (cl.run(parts, clients, rounds=rounds, **fields) for rounds in (2, 4))
     from cutlayer import codecs
-    from cutlayer.parties import batches
+    from cutlayer.building import batches
 
     recipe = make({"num_clients": 1, **QUICK})
     bottom, top = copy.deepcopy(two.modules["bottom"]), copy.deepcopy(two.modules["top"])

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import equal, small_data, small_model
+from conftest import equal, small_data, small_model, until_done
 from torch import nn
 
 import cutlayer as cl
@@ -115,17 +115,12 @@ def test_parts_that_draw_are_refused_by_name():
 
 
 def test_a_run_that_overlaps_can_be_stopped_and_goes_on(tmp_path):
-    from cutlayer.run import Paused, train
+    from cutlayer.run import train
     from cutlayer.task import Task
 
     recipe = make({"scheme": "dsl_seq", "num_clients": 2, "overlap": 2, "checkpoint_every": 2, **QUICK, **HEAD})
     clients = cl.partition.contiguous(small_data(n=24).train, num_clients=2)
     parts = cl.cut(small_model(), "stage1.block1")
     whole = train(recipe, parts, clients, Task())
-    while True:
-        try:
-            broken = train(recipe, parts, clients, Task(), tmp_path, deadline=time.monotonic() - 1)
-            break
-        except Paused:
-            continue
+    broken, _ = until_done(recipe, parts, clients, tmp_path, Task())
     assert all(equal(whole.modules[name], broken.modules[name]) for name in whole.modules)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from cutlayer.building import lr_factor, order
 from cutlayer.errors import BadInput
-from cutlayer.parties import lr_factor, order
 from cutlayer.recipes import RECIPES, fields_of, load, override
 from cutlayer.recipes.recipe import make
 from cutlayer.recipes.schemes import SCHEMES

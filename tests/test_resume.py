@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, equal, small_data, small_model
+from conftest import ROOT, equal, small_data, small_model, until_done
 
 import cutlayer as cl
 from cutlayer import checkpoint
@@ -15,21 +15,10 @@ from cutlayer.cut import uncut
 from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
 from cutlayer.recipes.recipe import make, method_class
-from cutlayer.run import Paused, train
+from cutlayer.run import train
 from cutlayer.task import Task
 
 pytestmark = pytest.mark.usefixtures("no_figures")
-
-
-def until_done(recipe, parts, clients, out):
-    """Run, stopping at every mark and starting again from disk with objects of its own; return the result and the stops."""
-    stops = 0
-    while True:
-        try:
-            return train(recipe, parts, clients, Task(num_classes=4), out, deadline=time.monotonic() - 1), stops
-        except Paused:
-            stops += 1
-            assert stops < 100
 
 
 SCHEDULES = {
@@ -88,7 +77,7 @@ def test_law8_rebuilt_at_every_mark(method, schedule, codec, tail, tmp_path):
     clients = cl.partition.contiguous(data.train, num_clients=2)
     parts = uncut(small_model()) if "cut" in options else cl.cut(small_model(), "stage1.block1", tail)
     whole = train(recipe, parts, clients, Task(num_classes=4), tmp_path / "whole")
-    broken, stops = until_done(recipe, parts, clients, tmp_path / "broken")
+    broken, stops = until_done(recipe, parts, clients, tmp_path / "broken", Task(num_classes=4))
     # 3 steps a turn: a mark after the second and one at the turn's end, 6 turns, and the last ends the run
     resting = 2 if method == "loss_threshold" else 0  # in their third turn clients take no step
     assert stops == 6 * 2 - 1 - resting or recipe.schedule != "relay"
@@ -129,7 +118,7 @@ def test_law8_codecs_that_remember(codec, schedule, tmp_path):
     clients = cl.partition.contiguous(small_data(n=20).train, num_clients=2)
     parts = cl.cut(small_model(), "stage1.block1")
     whole = train(recipe, parts, clients, Task(num_classes=4), tmp_path / "whole")
-    broken, stops = until_done(recipe, parts, clients, tmp_path / "broken")
+    broken, stops = until_done(recipe, parts, clients, tmp_path / "broken", Task(num_classes=4))
     assert stops > 2
     assert all(equal(whole.modules[name], broken.modules[name]) for name in whole.modules)
 

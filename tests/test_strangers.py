@@ -1,11 +1,10 @@
 """What strangers bring: dropout, tops that overwrite their input, tokens, tied weights, partitions of their own, broken rows."""
 
 import json
-import time
 
 import pytest
 import torch
-from conftest import equal, small_data, small_model
+from conftest import equal, small_data, small_model, until_done
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -15,7 +14,7 @@ from cutlayer.compare import cells
 from cutlayer.data.partition import Partition
 from cutlayer.errors import BadInput
 from cutlayer.recipes.recipe import make
-from cutlayer.run import Paused, train
+from cutlayer.run import train
 from cutlayer.task import Task
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -40,12 +39,7 @@ def test_dropout_follows_the_seed_alone_and_survives_every_mark(scheme, tmp_path
     torch.manual_seed(99)
     again = train(recipe, dropping(), clients, Task())
     parts = dropping()
-    while True:
-        try:
-            broken = train(recipe, parts, clients, Task(), tmp_path, deadline=time.monotonic() - 1)
-            break
-        except Paused:
-            torch.randn(7)
+    broken, _ = until_done(recipe, parts, clients, tmp_path, Task())
     for name in whole.modules:
         assert equal(whole.modules[name], again.modules[name]), name
         assert equal(whole.modules[name], broken.modules[name]), name

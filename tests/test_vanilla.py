@@ -8,8 +8,9 @@ from conftest import equal, small_data, small_model
 from torch import nn
 
 import cutlayer as cl
+from cutlayer.building import batches, lr_factor
 from cutlayer.cut import Parts
-from cutlayer.parties import batches, build, lr_factor
+from cutlayer.parties import build
 from cutlayer.recipes.recipe import make
 from cutlayer.task import Task
 from cutlayer.transports import inprocess

@@ -8,9 +8,9 @@ from conftest import equal, small_data, small_model
 from torch import nn
 
 import cutlayer as cl
+from cutlayer.building import training
 from cutlayer.client import Client
 from cutlayer.methods.zeroth_order import ZerothOrder, ZerothOrderOptions
-from cutlayer.parties import training
 from cutlayer.recipes.recipe import make
 from cutlayer.shifts import Shift
 from cutlayer.steps import train_step

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RunFailed
+from ..frame import lies_channels_last
 from ..streams import stream
 
 
@@ -56,8 +57,7 @@ def finite(tensor: Tensor) -> Tensor:
 
 def outline(tensor: Tensor) -> Tensor:
     """Return an empty tensor that says another's shape, and whether it lies channels-last; its sizes cross in the header."""
-    last = tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-    return tensor.new_empty((*tensor.shape, 0, *([1] if last else [])), dtype=torch.uint8)
+    return tensor.new_empty((*tensor.shape, 0, *([1] if lies_channels_last(tensor) else [])), dtype=torch.uint8)
 
 
 def shape_of(outlined: Tensor) -> tuple[torch.Size, bool]:

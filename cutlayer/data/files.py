@@ -31,6 +31,11 @@ RELEASES = {  # SHA-256, or the MD5 that its publisher gives, of a file: which c
     "38e572babf0207a56b13ebfeb5ce8a1fc9c9a4ba6a48a2aad0894418845c6cc0": "TUDataset MUTAG, original",
     "79a2833ca93357b18c32406fa3f6ab7fa3709c121e4bd52b73740dde707622bb": "TUDataset NCI1, original",
     "dde9a6fe2cdac336d3b622bfa53663269304d10c01033c86083847a21ae3d4ba": "TUDataset PROTEINS, original",
+    "6ca4e5263d501878f4d62f077157b7bb7d9963542c55bc6800442efc42ffa92e": "SST-2, tab-separated",
+    "09d2803c53bc689218bc73519ae3db680d7c9833d75e07532821482e81feeeef": "AG News, first 10,000, tab-separated",
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed": "Tiny Shakespeare",
+    "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d": "UCI Adult",
+    "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05": "UCI Adult",
 }
 
 
@@ -78,6 +83,25 @@ def hashes(path: Path) -> tuple[str, str]:
     return digests[0], digests[1]
 
 
+def release_of(path: Path) -> str:
+    """Return which copy of the data a file belongs to, by its hash."""
+    return _release(*hashes(path))
+
+
+def _release(digest: str, md5: str) -> str:
+    return RELEASES.get(digest) or RELEASES.get(md5) or f"unrecognised {digest[:12]}"
+
+
+def needed(
+    data_dir: str | None, *names: str, remedy: str = "put it into one and name that with --data-dir or CUTLAYER_DATA"
+) -> Path:
+    """Return the first of these relative paths that exists; raises BadInput with the remedy if none does."""
+    found = locate(data_dir, *names)
+    if found is None:
+        raise BadInput(f"{names[0]} is in none of the data folders; {remedy}")
+    return found
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong while a file is read into a BadInput of one line that names it."""
@@ -102,7 +126,7 @@ def decoded(
     for file in (path, *beside):
         digest, md5 = hashes(file)
         digests.append(digest)
-        releases.append(RELEASES.get(digest) or RELEASES.get(md5) or f"unrecognised {digest[:12]}")
+        releases.append(_release(digest, md5))
     release = next((name for name in releases if name != releases[0]), releases[0])
     key = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     kept = [cache_dir() / "decoded" / f"{key[:32]}-{what}.npy" for what in ("x", "y")]

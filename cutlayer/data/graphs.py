@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..task import Batch
-from .files import RELEASES, hashes, locate, reading
+from .files import needed, reading, release_of
 from .sources import Data, Source, check_labels
 
 SPLIT_SEED = 0
@@ -88,12 +88,8 @@ def tudataset(name: str, data_dir: str | None, augment: bool) -> Data:
     The vocabulary of node labels is that of the whole set. Raises BadInput if its zip file is missing or damaged.
     """
     file = f"{COLLECTION[name]}.zip"
-    path = locate(data_dir, f"tudataset/{file}", file)
-    if path is None:
-        raise BadInput(
-            f"tudataset/{file} is in none of the data folders; get it from https://chrsmrrs.github.io/datasets and name the "
-            "folder with --data-dir or CUTLAYER_DATA"
-        )
+    remedy = "get it from https://chrsmrrs.github.io/datasets and name the folder with --data-dir or CUTLAYER_DATA"
+    path = needed(data_dir, f"tudataset/{file}", file, remedy=remedy)
     with reading(path):
         x, edges, labels = read(path, COLLECTION[name])
     where = np.arange(len(labels))
@@ -101,9 +97,7 @@ def tudataset(name: str, data_dir: str | None, augment: bool) -> Data:
     num_classes = int(labels.max()) + 1
     splits = [([x[i] for i in part], [edges[i] for i in part], torch.from_numpy(labels[part])) for part in (train, test)]
     held_out = Graphs(*splits[1], num_classes)
-    digest, _ = hashes(path)
-    release = RELEASES.get(digest, f"unrecognised {digest[:12]}")
-    return Data(name, Graphs(*splits[0], num_classes, held_out), held_out, num_classes, release)
+    return Data(name, Graphs(*splits[0], num_classes, held_out), held_out, num_classes, release_of(path))
 
 
 def read(path: Path, name: str) -> tuple[list[Tensor], list[Tensor], np.ndarray]:

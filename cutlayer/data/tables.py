@@ -6,7 +6,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 
 from ..errors import BadInput
-from .files import locate, reading
+from .files import needed, reading, release_of
 from .sources import Data, Tensors
 
 SPLIT_SEED = 0  # the split is part of the data set: it does not follow a run's seed
@@ -36,19 +36,16 @@ def adult(name: str, data_dir: str | None, augment: bool) -> Data:
     """
     parts = []
     for file in ("adult/adult.data", "adult/adult.test"):
-        path = locate(data_dir, file)
-        if path is None:
-            raise BadInput(
-                f"{file} is in none of the data folders; put it into one and name that with --data-dir or CUTLAYER_DATA"
-            )
+        path = needed(data_dir, file)
         with reading(path):
             lines = [line.rstrip(".").split(", ") for line in path.read_text().splitlines() if line and line[0] != "|"]
+            release = release_of(path)
             parts.append(([line[:-1] for line in lines], np.array([line[-1] == ">50K" for line in lines]).astype(np.int64)))
             columns = [list(column) for column in zip(*parts[-1][0], strict=True)]
             if len(columns) != 14:
                 raise BadInput(f"{path} has {len(columns)} attributes, not 14; get the file again")
     x, test_x = _columns(parts[0][0], parts[1][0])
-    return _data(name, (x, test_x, parts[0][1], parts[1][1]), 2, (0.0,), (1.0,), 4.0, low=-4.0, release="UCI Adult")
+    return _data(name, (x, test_x, parts[0][1], parts[1][1]), 2, (0.0,), (1.0,), 4.0, low=-4.0, release=release)
 
 
 def _columns(train: list[list[str]], test: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import BadInput
-from .files import RELEASES, hashes, locate, reading
+from .files import needed, reading, release_of
 from .sources import Data, Tensors
 
 LENGTH, VOCABULARY = 64, 8000
@@ -31,10 +30,10 @@ def sentences(name: str, data_dir: str | None, augment: bool) -> Data:
     """
     splits, release = [], ""
     for file in FILES[name]:
-        path = _path(data_dir, file)
+        path = needed(data_dir, file)
         with reading(path):
             splits.append(_rows(path, header=name == "sst2"))
-        release = release or RELEASES.get(hashes(path)[0], f"unrecognised {hashes(path)[0][:12]}")
+        release = release or release_of(path)
     classes = list(NEWS) if name == "agnews" else ["0", "1"]
     counts = Counter(word for text, _ in splits[0] for word in words(text))
     known = sorted(counts, key=lambda word: (-counts[word], word))[: VOCABULARY - 2]
@@ -70,7 +69,7 @@ def shakespeare(name: str, data_dir: str | None, augment: bool) -> Data:
 
     Character numbers are ranks of the file's characters from 1 on, as 0 is padding. Raises BadInput if the file is missing or damaged.
     """
-    path = _path(data_dir, "shakespeare/input.txt")
+    path = needed(data_dir, "shakespeare/input.txt")
     with reading(path):
         text = path.read_text(encoding="ascii")
         rank = {character: i for i, character in enumerate(sorted(set(text)), 1)}
@@ -78,7 +77,7 @@ def shakespeare(name: str, data_dir: str | None, augment: bool) -> Data:
     cut = int(0.9 * len(numbers))
     held_out, train = (_pieces(part, len(rank) + 1) for part in (numbers[cut:], numbers[:cut]))
     train.held_out = held_out
-    release = RELEASES.get(hashes(path)[0], f"unrecognised {hashes(path)[0][:12]}")
+    release = release_of(path)
     return Data(name, train, held_out, len(rank) + 1, release)
 
 
@@ -86,10 +85,3 @@ def _pieces(numbers: Tensor, num_characters: int) -> Tensors:
     n = (len(numbers) - 1) // LENGTH
     x, y = numbers[: n * LENGTH].view(n, LENGTH), numbers[1 : n * LENGTH + 1].view(n, LENGTH)
     return Tensors(x, y, num_characters, vocabulary=num_characters)
-
-
-def _path(data_dir: str | None, file: str) -> Path:
-    found = locate(data_dir, file)
-    if found is None:
-        raise BadInput(f"{file} is in none of the data folders; put it into one and name that with --data-dir or CUTLAYER_DATA")
-    return found

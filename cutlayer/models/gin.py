@@ -21,6 +21,15 @@ class Graph:
         return torch.zeros(self.num, h.shape[1], dtype=h.dtype, device=h.device).index_add(0, self.owner, h)
 
 
+def convolved(h: Tensor, convolutions: nn.ModuleDict, graph: Graph) -> tuple[Tensor, list[Tensor]]:
+    """Return h behind the convolutions, and the pooled layers before each of them."""
+    pooled = []
+    for convolution in convolutions.values():
+        pooled.append(graph.pool(h))
+        h = convolution(h, graph.ends)
+    return h, pooled
+
+
 class Convolution(nn.Module):
     """ReLU(BN(MLP(h + sum of the neighbours' h))), epsilon = 0."""
 
@@ -67,10 +76,8 @@ class GIN(nn.Module):
         self.cuts = {"nodes": names[-1], "shallow": names[0], "middle": names[len(names) // 2 - 1], "deep": "readout"}
 
     def forward(self, x: Tensor, nodes: Tensor, edges: Tensor, edge_counts: Tensor) -> Tensor:
-        graph, h, layers = Graph(nodes, edges, edge_counts), x, []
-        for convolution in self.convolutions.values():
-            layers.append(graph.pool(h))
-            h = convolution(h, graph.ends)
+        graph = Graph(nodes, edges, edge_counts)
+        h, layers = convolved(x, self.convolutions, graph)
         output: Tensor = self.readout(torch.cat([*layers, graph.pool(h)], 1))
         return output
 
@@ -99,10 +106,8 @@ class Bottom(nn.Module):
         self.training = model.training
 
     def forward(self, x: Tensor, nodes: Tensor, edges: Tensor, edge_counts: Tensor) -> dict[str, Tensor]:
-        graph, h, pooled = Graph(nodes, edges, edge_counts), x, []
-        for convolution in self.convolutions.values():
-            pooled.append(graph.pool(h))
-            h = convolution(h, graph.ends)
+        graph = Graph(nodes, edges, edge_counts)
+        h, pooled = convolved(x, self.convolutions, graph)
         if self.pools:
             return {"main": torch.cat([*pooled, graph.pool(h)], 1)}
         structure = {} if self.last else {"edges": edges, "edge_counts": edge_counts}
@@ -134,11 +139,9 @@ class Top(nn.Module):
             return output
         assert pooled is not None
         assert nodes is not None
-        graph, h, layers = Graph(nodes, edges, edge_counts), main, [pooled]
-        for convolution in self.convolutions.values():
-            layers.append(graph.pool(h))
-            h = convolution(h, graph.ends)
-        output = self.readout(torch.cat([*layers, graph.pool(h)], 1))
+        graph = Graph(nodes, edges, edge_counts)
+        h, layers = convolved(main, self.convolutions, graph)
+        output = self.readout(torch.cat([pooled, *layers, graph.pool(h)], 1))
         return output
 
 

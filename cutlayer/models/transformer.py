@@ -73,12 +73,8 @@ class Classifier(nn.Module):
         return output
 
 
-class NextToken(nn.Module):
+class NextToken(Classifier):
     """A layer norm and a linear layer at every position, (N, T, D) to logits (N, C, T)."""
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, num_classes)
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
         output: Tensor = self.linear(self.norm(h)).transpose(1, 2)
@@ -115,9 +111,10 @@ class Transformer(nn.Module):
         self.cuts = {"shallow": names[0], "middle": names[depth // 2 - 1], "deep": names[-1]}
 
     def forward(self, tokens: Tensor) -> Tensor:
-        bottom, top, _ = self.divide("embedding")
-        z = bottom(tokens)
-        output: Tensor = top(z["main"], z["mask"])
+        mask, h = tokens != PADDING, self.embedding(tokens)
+        for block in self.blocks.values():
+            h = block(h, mask)
+        output: Tensor = self.classifier(h, mask)
         return output
 
     def divide(self, at: str, tail: str | None = None) -> tuple[nn.Module, nn.Module, nn.Module | None]:

@@ -78,6 +78,8 @@ def refusal(recipe: Recipe) -> str | None:
         return f"method {recipe.method!r} decides for all clients at the end of a round, and schedule asynchronous has none in common"
     if recipe.overlap and (why := _serial(recipe, returns or getattr(method, "waits", lambda options: False)(options))):
         return f"overlap = {recipe.overlap}: {why}; set overlap = 0"
+    if recipe.transport != "inprocess" and (why := _apart(recipe)):
+        return f"transport = {recipe.transport!r}: {why}, or take transport = 'inprocess'"
     if len(recipe.speeds) not in (0, 1, recipe.num_clients):
         return f"speeds: {len(recipe.speeds)} are given for {recipe.num_clients} clients; give one for each, or one for all"
     if not _has(recipe.device):
@@ -92,6 +94,19 @@ def refusal(recipe: Recipe) -> str | None:
     for name in ("lambda_every", "send_every", "auxiliary_depth", "auxiliary_width"):
         if recipe.options.get(name, 1) < 1:
             return f"{name} = {recipe.options[name]}: must be 1 or more"
+    return None
+
+
+def _apart(recipe: Recipe) -> str | None:
+    """Return what parties in processes of their own cannot do, or None."""
+    if getattr(recipe.schedule_options(), "hand_over", "") == "shared":
+        return "hand_over = 'shared' is one model in one process; take reset"
+    if recipe.simulated():
+        return "its seconds are real; drop uplink, downlink, latency and speeds"
+    if recipe.overlap:
+        return "a server in another process works beside its clients anyway; drop overlap"
+    if recipe.diagnose_every:
+        return "diagnose_every looks at both sides at once; drop it"
     return None
 
 

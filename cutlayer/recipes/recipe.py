@@ -96,7 +96,10 @@ class Recipe:
     num_threads: Annotated[Positive, "threads of every party; other numbers give other bits"] = 2
     device: Annotated[str, "cpu or cuda"] = "cpu"
     seed: Annotated[Annotated[int, Field(ge=0)], "of weights, order, augmentation and partition, each its own stream"] = 0
-    transport: Annotated[Literal["inprocess"], "how the parties are joined"] = "inprocess"
+    transport: Annotated[
+        Literal["inprocess", "mpi"],
+        "how the parties are joined; mpi: by mpiexec -n 1+N cutlayer run ...; over a network: serve, join",
+    ] = "inprocess"
     overlap: Annotated[
         Annotated[int, pydantic.BeforeValidator(_number), Field(ge=0)],
         "messages that the server may be behind, in a thread of its own, where nothing comes back; 0: none",

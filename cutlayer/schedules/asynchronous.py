@@ -64,7 +64,8 @@ class Asynchronous:
 
     def __init__(self, options: AsynchronousOptions, plan: Plan) -> None:
         self.options, self.plan, self.server_copies = options, plan, options.server_copies
-        self.round, self.turns = 0, 0
+        self.round, self.turns = 0, 0  # turns of this round
+        self.absent: set[int] = set()
         self.taken = dict.fromkeys(range(plan.num_clients), 0)  # turns
         self.steps = dict.fromkeys(range(plan.num_clients), 0)
         self.last = dict.fromkeys(range(plan.num_clients), 0)  # all steps when this client's last was over
@@ -105,18 +106,35 @@ class Asynchronous:
 
     def sync(self, server: "Server", message: Message) -> list[Message]:
         k, replies = message.client, []
+        self.absent.discard(k)
         if message.numbers["done"]:
             replies = server.compute(self.due(server, None))
             if self.round < self.plan.rounds:
                 self._arrive(server, k)
                 self.turns, self.taken[k] = self.turns + 1, self.taken[k] + 1
-                if self.turns % self.plan.num_clients == 0:
-                    server.extra |= {f"staleness_{t}": float(n) for t, n in sorted(self.histogram.items())}
-                    server.end_round()
-                    self.round += 1
+                self._end_round(server)
+        return replies + self._gos(server)
+
+    def left(self, server: "Server", client: int) -> list[Message]:
+        """Go on without who left; what it has handed in stays in the buffer."""
+        self.absent.add(client)
+        self.bases.pop(client, None)
+        self.held = deque(message for message in self.held if message.client != client)
+        replies = server.compute(self.due(server, None))
+        self._merge_buffer(server)
+        self._end_round(server)
+        return replies + self._gos(server)
+
+    def _end_round(self, server: "Server") -> None:
+        if self.round < self.plan.rounds and self.turns >= self.plan.num_clients - len(self.absent):
+            server.extra |= {f"staleness_{t}": float(n) for t, n in sorted(self.histogram.items())}
+            server.end_round()
+            self.round, self.turns = self.round + 1, 0
+
+    def _gos(self, server: "Server") -> list[Message]:
         over = self.round == self.plan.rounds
         buffered = {j for j, *_ in self.buffer} if self.options.restart == "at_merge" and not over else set()
-        return replies + [self._go(server, j, over) for j in sorted(server.waiting) if j not in buffered]
+        return [self._go(server, j, over) for j in sorted(server.waiting) if j not in buffered]
 
     def _go(self, server: "Server", k: int, over: bool) -> Message:
         begins = k not in self.bases  # else it only said hello again in the middle of a turn
@@ -146,7 +164,12 @@ class Asynchronous:
             self._become(server, mix(self._global(server), mine, o.mixing * self.weight(stale)))
             return
         self.buffer.append((k, self.weight(stale), base, mine))
-        if len(self.buffer) >= o.buffer_size:
+        self._merge_buffer(server)
+
+    def _merge_buffer(self, server: "Server") -> None:
+        """Merge the buffer if it is full, or if all who are there wait for that."""
+        o, there = self.options, self.plan.num_clients - len(self.absent)
+        if self.buffer and len(self.buffer) >= (min(o.buffer_size, there) if o.restart == "at_merge" else o.buffer_size):
             changes = [(weight, old, new) for _, weight, old, new in self.buffer]
             total = sum(weight for weight, _, _ in changes) if o.buffer_norm == "weights" else float(len(changes))
             self.buffer = []
@@ -160,10 +183,11 @@ class Asynchronous:
 
     def state(self) -> dict[str, Any]:
         tables = {name: list(getattr(self, name).items()) for name in ("taken", "steps", "last", "since", "bases", "histogram")}
-        return {"round": self.round, "turns": self.turns, "buffer": self.buffer, **tables}
+        return {"round": self.round, "turns": self.turns, "absent": sorted(self.absent), "buffer": self.buffer, **tables}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.round, self.turns = state["round"], state["turns"]
+        self.round, self.turns, self.absent = state["round"], state["turns"], set(state["absent"])
+        self.held.clear()
         self.buffer = [(k, w, old, new) for k, w, old, new in state["buffer"]]
         for name in ("taken", "steps", "last", "since", "histogram"):
             setattr(self, name, dict(state[name]))

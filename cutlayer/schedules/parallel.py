@@ -82,6 +82,7 @@ class Parallel:
         self.options, self.plan, self.server_copies = options, plan, options.server_copies
         self.every, self.unit = period(options.sync_every)
         self.round = 0
+        self.absent: set[int] = set()
         self.finished: set[int] = set()  # of this round
         self.done: dict[int, float] = {}  # clients of this segment that have synced, with their weights
         self.held: dict[int, deque[Message]] = {k: deque() for k in range(plan.num_clients)}
@@ -90,9 +91,9 @@ class Parallel:
 
     def _draw(self) -> list[int]:
         """Return the round's clients, in the order of their turns."""
-        n = self.plan.num_clients
-        order = torch.randperm(n, generator=stream(self.plan.seed, "clients", round=self.round)).tolist()
-        return [int(k) for k in order[: math.ceil(self.options.participation * n - 1e-9)]]
+        generator = stream(self.plan.seed, "clients", round=self.round)
+        order = [int(k) for k in torch.randperm(self.plan.num_clients, generator=generator) if int(k) not in self.absent]
+        return order[: math.ceil(self.options.participation * len(order) - 1e-9)]
 
     def _running(self) -> list[int]:
         """Return who has still something to do in this segment, in order."""
@@ -124,12 +125,28 @@ class Parallel:
                 self.finished.add(k)
             if not self._running():
                 self._end_segment(server)
+        return replies + self._gos(server)
+
+    def left(self, server: "Server", client: int) -> list[Message]:
+        """Go on without who left: its batches and its weight are in no further average of this round."""
+        self.absent.add(client)
+        self.held[client].clear()
+        if client in self.order and client not in self.finished:
+            self.order.remove(client)
+            self.done.pop(client, None)
+            server.arrived.pop(client, None)
+        replies = server.compute(self.due(server, None))
+        if not self._running():
+            self._end_segment(server)
+        return replies + self._gos(server)
+
+    def _gos(self, server: "Server") -> list[Message]:
         running = self._running()
         if not self.server_copies and self.options.server_order == "client_major":
             running = running[:1]
         over = self.round == self.plan.rounds
         ready = sorted(server.waiting) if over else [k for k in running if k in server.waiting]
-        return replies + [server.go(k, round=self.round, give_back=self._give_back(server), stop=over) for k in ready]
+        return [server.go(k, round=self.round, give_back=self._give_back(server), stop=over) for k in ready]
 
     def _averages(self) -> bool:
         """Return whether the segment under way ends with an average of client models or server copies."""
@@ -151,7 +168,7 @@ class Parallel:
 
     def _end_segment(self, server: "Server") -> None:
         over = all(k in self.finished for k in self.order)
-        if self._averages():
+        if self._averages() and self.done:
             if not self.options.private_clients and not server.frozen:
                 server.average_clients(self.done, self.options.batch_norm)
             if self.server_copies:
@@ -161,6 +178,7 @@ class Parallel:
             server.apart = self._apart()
             server.end_round()
             self.round, self.index, self.finished = self.round + 1, 0, set()
+            self.absent -= server.waiting.keys()
             self.order = self._draw()
         server.on_mark(server)
 
@@ -172,10 +190,14 @@ class Parallel:
             "round": self.round,
             "index": self.index,
             "finished": sorted(self.finished),
+            "absent": sorted(self.absent),
+            "order": self.order,
             "done": [list(p) for p in self.done.items()],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.round, self.index, self.finished = state["round"], state["index"], set(state["finished"])
         self.done = {int(k): float(weight) for k, weight in state["done"]}
-        self.order = self._draw()
+        self.absent, self.order = set(state["absent"]), list(state["order"])
+        for held in self.held.values():
+            held.clear()

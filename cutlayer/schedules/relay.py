@@ -35,6 +35,7 @@ class Relay:
     def __init__(self, options: RelayOptions, plan: Plan) -> None:
         self.options, self.plan = options, plan
         self.round, self.active = 0, 0
+        self.absent: set[int] = set()
 
     def due(self, server: "Server", message: Message) -> list[list[Message]]:
         return [[message]]
@@ -46,11 +47,28 @@ class Relay:
             for arrived in (server.arrived, server.own):
                 if k in arrived:
                     server.weights, server.holder = arrived.pop(k), k
+            self._pass_on(server)
+            server.on_mark(server)
+        return self._gos(server)
+
+    def left(self, server: "Server", client: int) -> list[Message]:
+        """Pass the turn on if it was the one of who left."""
+        self.absent.add(client)
+        if client == self.active:
+            self._pass_on(server)
+        return self._gos(server)
+
+    def _pass_on(self, server: "Server") -> None:
+        while self.round < self.plan.rounds:
             self.active = (self.active + 1) % self.plan.num_clients
             if self.active == 0:
                 server.end_round()
                 self.round += 1
-            server.on_mark(server)
+                self.absent -= server.waiting.keys()
+            if self.active not in self.absent:
+                return
+
+    def _gos(self, server: "Server") -> list[Message]:
         over = self.round == self.plan.rounds
         ready = [k for k in sorted(server.waiting) if over or k == self.active]
         return [server.go(k, round=self.round, give_back=self._give_back(server), stop=over) for k in ready]
@@ -67,7 +85,7 @@ class Relay:
         return 1.0
 
     def state(self) -> dict[str, Any]:
-        return {"round": self.round, "active": self.active}
+        return {"round": self.round, "active": self.active, "absent": sorted(self.absent)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.round, self.active = state["round"], state["active"]
+        self.round, self.active, self.absent = state["round"], state["active"], set(state["absent"])

@@ -29,10 +29,14 @@ class Link:
         begin = self.meter.now()
         packed = pack(message, self._ends(direction, message.client)[0])
         self._spent(begin)
+        self.note(direction, packed)
+        return packed
+
+    def note(self, direction: Direction, packed: Packed) -> None:
+        """Count what crosses, and let the tap see it."""
         self.meter.count(direction, packed)
         if self.tap:
             self.tap(direction, packed)
-        return packed
 
     def arrive(self, direction: Direction, packed: Packed) -> Message:
         """Return what crossed as it arrives."""

@@ -1,0 +1,194 @@
+"""From a recipe and parts to single parties: a client with its method and batches, or the server, each from copies."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import codecs
+from .client import Batches, Client
+from .cut import Parts
+from .data.sources import Source
+from .errors import BadInput
+from .fit import drawing_part, overwrites, two
+from .meter import Meter
+from .program import Method
+from .recipes.recipe import Recipe, method_class, schedule_class
+from .schedules import Plan
+from .schedules.parallel import period
+from .server import Server
+from .streams import drawing, stream
+from .task import Batch, Task
+from .training import Training
+from .wire import Codecs
+
+
+def lr_factor(recipe: Recipe) -> Callable[[int], float]:
+    """Return the factor of the learning rate by round: linear warm-up, then constant, cosine to zero, or steps."""
+
+    def factor(round: int) -> float:
+        if round < recipe.warmup_rounds:
+            return (round + 1) / recipe.warmup_rounds
+        done = (round - recipe.warmup_rounds) / max(1, recipe.rounds - recipe.warmup_rounds)
+        if recipe.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        if recipe.lr_schedule == "steps":
+            return float(0.2 ** sum(round >= at * recipe.rounds for at in (0.3, 0.6, 0.8)))
+        return 1.0
+
+    return factor
+
+
+def training(recipe: Recipe) -> Training:
+    """Return how either side takes a step under a recipe."""
+
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if recipe.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(
+            groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+        )
+
+    device = torch.device(recipe.device).type
+    bf16 = recipe.precision == "bfloat16"
+    autocast = partial(torch.autocast, device, dtype=torch.bfloat16) if bf16 else nullcontext
+    return Training(make, lr_factor(recipe), recipe.clip, recipe.fedprox, recipe.seed, not recipe.overlap, autocast)
+
+
+def placement(recipe: Recipe) -> Callable[[Tensor], Tensor]:
+    """Return what lays out a batch of inputs as the recipe's memory format says."""
+    if recipe.memory_format == "contiguous":
+        return lambda x: x
+    return lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def place_module(recipe: Recipe, module: nn.Module) -> nn.Module:
+    """Move a module to the recipe's device and memory format."""
+    if recipe.memory_format == "channels_last":
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module.to(recipe.device)
+
+
+def order(recipe: Recipe, n: int, client: int, round: int) -> list[Tensor]:
+    """Return the positions (B,) of each batch of one client in one round: a fresh permutation for each local epoch.
+
+    A last batch of a single sample is left out, because BatchNorm cannot train on it.
+    """
+    batches = []
+    for epoch in range(recipe.local_epochs):
+        generator = stream(recipe.seed, "order", client, round * recipe.local_epochs + epoch)
+        split = list(torch.randperm(n, generator=generator).split(recipe.batch_size))
+        if (
+            len(split) > 1
+            and recipe.batch_size > 1
+            and (len(split[-1]) == 1 or (recipe.drop_last and len(split[-1]) < recipe.batch_size))
+        ):
+            split.pop()
+        batches += split
+    return batches
+
+
+def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Callable[[], None] = lambda: None) -> Batches:
+    """Return a client's batches; order and augmentation are streams of the recipe's seed."""
+    place = placement(recipe)
+
+    def iterate(round: int, first: int) -> Iterator[Batch]:
+        for step, positions in enumerate(order(recipe, len(share), client, round)[first:], first):
+            batch = source.batch(share[positions], stream(recipe.seed, "augment", client, round, step))
+            tick()
+            yield batch._replace(x=place(batch.x))
+
+    num = len(order(recipe, len(share), client, 0))
+    return Batches(iterate, num, num // recipe.local_epochs)
+
+
+class DataOwner(NamedTuple):
+    """A client with its method and its batches."""
+
+    client: Client
+    method: Method
+    batches: Batches
+
+
+class Builder:
+    """Makes the parties of a recipe, one by one, from copies of its parts; whoever makes them, they are the same bits.
+
+    `source` has the samples that shapes are taken from and, at a client, those it trains on; `tick` is called for every batch.
+    """
+
+    def __init__(
+        self, recipe: Recipe, parts: Parts, source: Source, task: Task, meter: Meter, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        self.recipe, self.parts, self.source, self.task, self.meter, self.tick = recipe, parts, source, task, meter, tick
+        self.training = training(recipe)
+        self.method, self.options, self.how_often = (
+            method_class(recipe.method),
+            recipe.method_options(),
+            recipe.schedule_options(),
+        )
+        self.hand_over = getattr(self.how_often, "hand_over", "local")
+
+    def owner(self, k: int, share: Tensor, first: Client | None = None) -> DataOwner:
+        """Return client k on its share of the samples (indices); where clients are one model, it is that of the `first`."""
+        recipe = self.recipe
+        shared = first is not None and self.hand_over == "shared"
+        its_batches = batches(recipe, self.source, share, k, self.tick)
+        if first is not None and shared:
+            own = dict(first.modules.items())
+        else:
+            bottom, tail = copy.deepcopy((self.parts.bottom, self.parts.tail))
+            own = {"bottom": bottom} | ({"tail": tail} if tail is not None else {})
+        sizes = [len(batch) for batch in order(recipe, len(share), k, 0)]
+        sample = int(sizes[:2] == sizes[:1] * 2)  # the second batch, if it is whole: its optimizer has state
+        with drawing(recipe.seed, "auxiliary"):
+            client = Client(
+                k, {n: place_module(recipe, m) for n, m in own.items()}, self.training, self.task, meter=self.meter,
+                weight=len(share), hand_over=self.hand_over, sample_step=sample,
+                keeps_norm=getattr(self.how_often, "batch_norm", "") == "local", turn=turn_of(self.how_often, its_batches),
+                optimizer=first.optimizer if first is not None and shared else None,
+            )  # fmt: skip
+            method = self.method(self.options, client)
+        for module in client.modules.values():
+            place_module(recipe, module)
+        client.reducer = codecs.reducer(recipe.codec, recipe.seed, k)
+        return DataOwner(client, method, its_batches)
+
+    def codecs(self, k: int, end: str) -> Codecs:
+        """Return one end's codecs by role for client k; `end` is client or server."""
+        return codecs.build(self.recipe.codec, self.recipe.seed, k, end)
+
+    def server(self, num_clients: int, client: Client, ends: Mapping[int, Codecs]) -> Server:
+        """Return the server; `client` is any of the clients as it was built, `ends` the codecs at this end."""
+        recipe = self.recipe
+        plan = Plan(num_clients, recipe.rounds, recipe.evaluate_every, recipe.seed)
+        make_part = getattr(self.method, "server_part", None)
+        server = Server(
+            place_module(recipe, copy.deepcopy(self.parts.top)), schedule_class(recipe.schedule)(self.how_often, plan),
+            self.training, self.task, meter=self.meter, part=make_part(self.options) if make_part else None, codecs=ends,
+            copy_input=overwrites(self.parts, self.source.batch(two(self.source), None)),
+        )  # fmt: skip
+        if getattr(server.schedule, "needs_start", False):
+            server.weights = {name: tensor.clone() for name, tensor in client.weights().items()}
+        if recipe.overlap:
+            part = drawing_part({**client.modules, "top": server.top}, self.source.batch(two(self.source), None))
+            if part is not None:
+                raise BadInput(
+                    f"overlap: the {part} draws random numbers (dropout), and both threads would draw from one generator; drop one"
+                )
+        return server
+
+
+def turn_of(options: Any, batches: Batches) -> int:
+    """Return after how many steps a client has to sync; 0: after a round."""
+    number, unit = period(getattr(options, "sync_every", "never"))
+    return number * {"batch": 1, "epoch": batches.per_epoch, "round": 0}[unit]
+
+
+def num_steps(recipe: Recipe, clients: Sequence[Tensor]) -> int:
+    """Return the training steps of a whole run."""
+    return recipe.rounds * sum(len(order(recipe, len(share), k, 0)) for k, share in enumerate(clients))

@@ -1,0 +1,85 @@
+"""The story of a run under mpiexec: the same recipe, a rank for the server and one for each client."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data.partition import split
+from .errors import BadInput, RunFailed
+from .outputs import Result, check_folder
+from .recipes.recipe import Recipe
+from .rounds import Progress
+from .run import data_of, parts_of, task_of
+from .sides import ServerSide, member
+from .transports import mpi
+
+
+def run(recipe: Recipe, out: Path, *, progress: Progress | None = None, **_: Any) -> Result | None:
+    """Run a recipe on the ranks of this mpiexec, to the end or on from the marks of all; the result is at rank 0 alone.
+
+    Raises BadInput unless there are 1 + num_clients ranks. When a rank fails, all stop with its error within seconds.
+    """
+    world = mpi.World()
+    if world.size != 1 + recipe.num_clients:
+        n = 1 + recipe.num_clients
+        raise BadInput(
+            f"num_clients = {recipe.num_clients} needs {n} ranks, and here are {world.size}: mpiexec -n {n} cutlayer run ..."
+        )
+    try:
+        return _run(world, recipe, out, progress)
+    except mpi.Ended:
+        return None
+    except mpi.Stopped as stopped:
+        if world.rank == 0:
+            _stop_all(world, str(stopped))
+        raise
+    except BaseException as error:
+        why = f"rank {world.rank} ({'server' if world.rank == 0 else f'client{world.rank - 1}'}): {_line(error)}"
+        if world.rank == 0:
+            _stop_all(world, why)
+        else:
+            world.tell(0, kind="error", why=why)
+            world.leave()
+        raise
+
+
+def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None) -> Result | None:
+    k = world.rank - 1
+    if k < 0:
+        check_folder(recipe, out)
+        if (out / "summary.json").exists():
+            mpi.end(world)
+            return None
+    torch.set_num_threads(recipe.num_threads)  # mpiexec gives each rank one
+    data = data_of(recipe).to(recipe.device)
+    parts, task, clients = parts_of(recipe, data), task_of(recipe), split(data.train, recipe)
+    if k >= 0:
+        mine = member(recipe, parts, task, data.train, clients.shares[k], k, out / f"client{k}")
+        mine.play(mpi.RankLine(world))
+        return None
+    side = ServerSide(
+        recipe, parts, task, clients, data.train, out, release=data.release, progress=progress, post=mpi.post(world)
+    )
+    mpi.serve(world, side.host)
+    return side.finish()
+
+
+def _stop_all(world: mpi.World, why: str) -> None:
+    for rank in range(1, world.size):
+        world.tell(rank, kind="stop", why=why)
+    world.leave()
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command goes on from the last marks"
+    text = str(error).partition("\n")[0]
+    return text if isinstance(error, BadInput | RunFailed) else f"{type(error).__name__}: {text}"
+
+
+def rank() -> int:
+    """Return this process's rank as mpiexec or srun tells it, 0 without them; MPI is not started for it."""
+    names = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)

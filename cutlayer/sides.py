@@ -1,0 +1,118 @@
+"""The two sides of a run across processes: what the server's process is made of, and what a client's is."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .building import Builder
+from .cut import Parts
+from .data.partition import Partition
+from .data.sources import Source
+from .errors import BadInput
+from .fit import fitted
+from .meter import Meter
+from .outputs import Outputs, Result, write
+from .parties import Parties
+from .program import program
+from .recipes.recipe import Recipe
+from .rounds import Progress, Rounds
+from .server import Server
+from .task import Task
+from .transports.host import Host
+from .transports.link import Link
+from .transports.member import Member, Start
+from .wire import Codecs, Packed
+
+
+def member(recipe: Recipe, parts: Parts, task: Task, source: Source, share: Tensor, k: int, out: Path) -> Member:
+    """Return client k on its share (indices) of a source; it keeps its own states in `out`."""
+    meter = Meter(recipe.device)
+    builder = Builder(recipe, parts, source, fitted(task, recipe, parts, source), meter)
+    client, method, batches = builder.owner(k, share)
+    life = lambda: program(client, method, batches, recipe.checkpoint_every)  # noqa: E731
+    return Member(client, method, builder.codecs(k, "client"), meter, life, out / "marks")
+
+
+class ServerSide:
+    """The server of a run with its marks and outputs; `host` is what a transport gives messages to."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        parts: Parts,
+        task: Task,
+        clients: Partition,
+        source: Source,
+        out: Path,
+        *,
+        release: str = "",
+        progress: Progress | None = None,
+        post: Callable[[int, Packed | Start], None],
+        **how: Any,
+    ) -> None:
+        self.out, self.outputs = out, Outputs(recipe, out, clients, release)
+        self.rounds = Rounds(recipe, source, self.outputs, recipe.rounds, progress, None)
+        meter = Meter(recipe.device)
+        builder = Builder(recipe, parts, source, fitted(task, recipe, parts, source), meter)
+        template = builder.owner(0, torch.arange(1)).client
+        ends: list[tuple[Codecs, Codecs]] = [({}, builder.codecs(k, "server")) for k in range(recipe.num_clients)]
+        server = builder.server(recipe.num_clients, template, {k: end for k, (_, end) in enumerate(ends)})
+        self.parties = Parties([], [], [], server, ends, meter, template=template)
+        self.rounds.follow(self.parties)
+        link = Link(ends, meter, self.outputs.tap())
+        self.host = Host(server, link, self, lambda: self.parties.labels, post, **how)
+        self.host.incarnation, self.host.incarnated = self._last(), self._number
+        server.on_mark, server.on_round = self._mark, self._round
+
+    def built(self) -> Any:
+        """Return the state before anything was done."""
+        return {"parties": self.parties.state(), "outputs": {"records": "[]", "elapsed": 0.0, "marks": 0}, "done": 0}
+
+    def newest(self) -> Any:
+        """Return the newest mark, or None."""
+        found = checkpoint.marks(self.out / "marks")
+        return checkpoint.load(found[-1], self.parties.meter.device) if found else None
+
+    def load(self, state: Any) -> None:
+        """Go back to a mark."""
+        self.rounds.resume(state)
+
+    def finish(self) -> Result:
+        """Write what is left to write, with what the clients measured, and return the result."""
+        meter = self.parties.meter
+        for figures in self.host.finished.values():
+            add(meter, figures)
+        return self.outputs.finish(self.parties)
+
+    def _mark(self, server: Server) -> None:
+        self.rounds.mark(server)
+        self.host.marked()
+
+    def _round(self, server: Server) -> None:
+        self.rounds.done = server.schedule.round + 1
+        self.rounds.end(server)
+
+    def _last(self) -> int:
+        path = self.out / "incarnation"
+        try:
+            return int(path.read_text()) if path.exists() else 0
+        except ValueError:
+            raise BadInput(f"{path} is damaged; write into it a number that is larger than it was") from None
+
+    def _number(self, incarnation: int) -> None:
+        write(self.out / "incarnation", str(incarnation))
+
+
+def add(meter: Meter, figures: Mapping[str, Any]) -> None:
+    """Add a client's seconds and memory to a meter; its bytes were counted here too."""
+    for name, seconds in figures["seconds"].items():
+        if name.startswith("client") or name in ("codec", "wait"):
+            meter.seconds[name] += seconds
+    for table, into in (("peak", meter.peak), ("left", meter.left)):
+        into["client"] = max(into["client"], figures[table].get("client", 0))
+    for table, total in (("held", meter.held), ("steps", meter.steps), ("samples", meter.samples)):
+        total["client"] += figures[table].get("client", 0)

@@ -1,0 +1,175 @@
+"""The server's half of a run across processes: who is there, what they sent, and going back to a mark when one of them died."""
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from ..server import Server
+from ..wire import Message, Packed
+from .link import Link
+from .member import Start
+
+
+class Book(Protocol):
+    """Keeps the server's marks: `newest` is None before the first one; `load` goes back to one."""
+
+    def newest(self) -> Any: ...
+    def load(self, state: Any) -> None: ...
+    def built(self) -> Any: ...
+
+
+class Host:
+    """Hands messages to the server, in one thread, and its replies to `post`; no transport's code is in it.
+
+    Recovery is the same for every schedule: the server and all clients that are there go back to the newest mark and go on under a
+    new incarnation; what was sent since is metered as repeated. Who stays away for `patience` seconds in which the server could do
+    nothing else has left, and the schedule goes on without it, as long as `quorum` clients are there.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        link: Link,
+        book: Book,
+        labels: Callable[[], dict[int, int]],
+        post: Callable[[int, Packed | Start], None],
+        *,
+        patience: float = float("inf"),
+        quorum: int = 1,
+        say: Callable[[str], None] = lambda line: None,
+        names: Sequence[str] = (),
+    ) -> None:
+        self.server, self.link, self.book, self.labels, self.post = server, link, book, labels, post
+        self.patience, self.quorum, self.say = patience, quorum, say
+        self.names = names or [f"client{k}" for k in range(server.schedule.plan.num_clients)]
+        self.first = book.built()
+        self.incarnation = 0
+        self.there: set[int] = set()
+        self.ball: set[int] = set()  # clients that are there and have something to do
+        self.heard: set[int] = set()  # who has spoken since the newest mark
+        self.finished: dict[int, Mapping[str, Any]] = {}
+        self.missed: dict[int, float] = {}
+        self.begun = self.told = False
+        self.incarnated: Callable[[int], None] = lambda number: None
+
+    @property
+    def num_clients(self) -> int:
+        return self.server.schedule.plan.num_clients
+
+    @property
+    def over(self) -> bool:
+        """Whether training is over; then nobody goes back to anything."""
+        return self.server.schedule.round == self.server.schedule.plan.rounds
+
+    @property
+    def done(self) -> bool:
+        """Whether training is over and all that are there know it."""
+        return self.over and all(k in self.finished or k in self.server.schedule.absent for k in range(self.num_clients))
+
+    def begin(self) -> None:
+        """Let those start who are there; the others have left."""
+        self.begun = True
+        self._again()
+        for k in range(self.num_clients):
+            if k not in self.there and k not in self.server.schedule.absent:
+                self._leave(k)
+
+    def hello(self, k: int, held: Collection[int]) -> None:
+        """Take in a client whose process is new, with the labels of the states that it holds."""
+        self.there.add(k)
+        self.missed.pop(k, None)
+        if not self.begun:
+            return
+        label = self.labels().get(k, 0)
+        if self.over or k in self.server.schedule.absent:
+            self.say(f"{self.names[k]} is here; it takes part from the next round on")
+            self._start(k, label if label in held else max(held, default=0))
+        elif k in self.heard:
+            self.say(f"{self.names[k]} is back; everybody goes back to the newest mark")
+            self._again()
+        else:  # it has lost nothing, and only says hello once more
+            if k in self.labels():
+                self.link.meter.again |= {("up", k)} | ({("down", k)} - {("down", j) for j in self.server.waiting})
+            self._start(k, label)
+
+    def lost(self, k: int) -> None:
+        """Note that a client's connection is gone."""
+        self.there.discard(k)
+        self.ball.discard(k)
+        if k in self.server.schedule.absent:
+            self.server.waiting.pop(k, None)
+
+    def frame(self, k: int, packed: Packed, label: int) -> None:
+        """Handle one message of a client; what belongs to before a roll-back is dropped."""
+        if packed.incarnation != self.incarnation or not self.begun:
+            return
+        self.heard.add(k)
+        self.link.note("up", packed)
+        message = self.link.arrive("up", packed)
+        if message.is_sync or message.is_mark:
+            self.labels()[k] = label
+        if message.reply == "wait":
+            self.ball.discard(k)
+        self._send(self.server.handle(message))
+
+    def bye(self, k: int, figures: Mapping[str, Any]) -> None:
+        """Note that a client has finished, and what it has measured."""
+        self.finished[k] = figures
+        self.ball.discard(k)
+
+    def waited(self, seconds: float) -> None:
+        """Count time in which no message came; it counts against who is away if nobody else has anything to do."""
+        away = [k for k in range(self.num_clients) if k not in self.there and k not in self.server.schedule.absent]
+        if not self.begun or not away or self.ball & self.there:
+            return
+        for k in away:
+            self.missed[k] = self.missed.get(k, 0.0) + seconds
+        for k in [k for k in away if self.missed[k] > self.patience]:
+            rest = self.num_clients - len(self.server.schedule.absent) - 1
+            if self.over:
+                self.server.schedule.absent.add(k)
+            elif rest >= self.quorum:
+                self.say(f"{self.names[k]} has been away for {self.patience:g} s; the others go on without it")
+                self._again()
+                self._leave(k)
+                return
+            elif not self.told:
+                self.told = True
+                self.say(f"waiting for {self.names[k]}: without it {rest} clients are left, and quorum is {self.quorum}")
+
+    def marked(self) -> None:
+        """Be told that the server has written a mark."""
+        self.heard.clear()
+
+    def _leave(self, k: int) -> None:
+        self._send(self.server.handle(Message("left", client=k)))
+
+    def _again(self) -> None:
+        """Go back to the newest mark, or to the beginning, with all that are there."""
+        meter = self.link.meter
+        before = meter.wire_by_client()
+        found = self.book.newest()
+        self.book.load(copy.deepcopy(self.first) if found is None else found)
+        for key, nbytes in meter.wire_by_client().items():
+            before[key] = before.get(key, 0) - nbytes
+        for (direction, k), nbytes in before.items():
+            if nbytes:
+                meter.wire[direction, "repeated", k] += nbytes
+        self.incarnation += 1
+        self.incarnated(self.incarnation)
+        self.heard.clear()
+        self.told = False
+        for k in sorted(self.there):
+            self._start(k, self.labels().get(k, 0))
+
+    def _start(self, k: int, label: int) -> None:
+        self.finished.pop(k, None)
+        self.ball.add(k)
+        self.post(k, Start(self.incarnation, label))
+
+    def _send(self, replies: Iterable[Message]) -> None:
+        for reply in replies:
+            packed = replace(self.link.send("down", reply), incarnation=self.incarnation)
+            self.ball.add(reply.client)
+            self.post(reply.client, packed)

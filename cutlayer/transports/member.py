@@ -1,0 +1,135 @@
+"""A client's half of a run across processes: its program, its own marks, and the line to the server."""
+
+import copy
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from .. import checkpoint
+from ..client import Client
+from ..errors import BadInput
+from ..meter import Meter
+from ..program import Method
+from ..wire import Codecs, Collect, Exchange, Message, Packed, pack, unpack
+from .link import find
+
+KEEP = 4  # the server keeps two marks, and a client may be one state ahead of each
+
+
+class Start(NamedTuple):
+    """From which of its states a client goes on, and the number that all messages carry from then on."""
+
+    incarnation: int
+    label: int  # 0: as it was built
+
+
+class Again(Exception):
+    """The server has gone back to a mark, and this client has to."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+
+
+class Line(Protocol):
+    """The line to the server, one transport's own; `send` and `receive` raise Again when the server has gone back to a mark."""
+
+    def hello(self, held: list[int]) -> Start: ...
+    def send(self, packed: Packed, label: int) -> None: ...
+    def receive(self) -> Packed: ...
+    def bye(self, figures: Mapping[str, Any]) -> None: ...
+
+
+class Member:
+    """Runs one client's program over a line, and keeps its state whenever it waits for a sync or a mark.
+
+    A state is named by its label, which no other state of this client ever has; states lie in `folder`, so that the client may be
+    killed at any moment.
+    """
+
+    def __init__(
+        self, client: Client, method: Method, codecs: Codecs, meter: Meter, program: Callable[[], Exchange[None]], folder: Path
+    ) -> None:
+        self.client, self.method, self.codecs, self.meter = client, method, codecs, meter
+        self.program, self.folder = program, folder
+        self.built = copy.deepcopy(self._state())
+        self.start = Start(0, 0)
+        self.label = self.count = 0
+        self.inbox: deque[Message] = deque()
+
+    def play(self, line: Line) -> None:
+        """Run to the end of training."""
+        start = line.hello(self.held())
+        while True:
+            try:
+                self._go_on(start)
+                program = self.program()
+                try:
+                    self._run(program, line)
+                finally:
+                    program.close()
+                line.bye(self.meter.state())
+                return
+            except Again as again:
+                start = again.start
+
+    def held(self) -> list[int]:
+        """Return the labels of the states that are there."""
+        return [int(path.name) for path in checkpoint.marks(self.folder)]
+
+    def _run(self, program: Exchange[None], line: Line) -> None:
+        reply: Message | None = None
+        while True:
+            try:
+                sent = program.send(reply)
+            except StopIteration:
+                return
+            if isinstance(sent, Collect):
+                reply = self._answer(line, sent.step)
+                continue
+            packed = replace(pack(sent, self.codecs), incarnation=self.start.incarnation)
+            if (sent.is_sync and not sent.is_hello) or sent.is_mark:
+                self._keep()
+            self.meter.count("up", packed)
+            line.send(packed, self.label)
+            reply = self._answer(line, sent.step) if sent.reply == "wait" else None
+
+    def _answer(self, line: Line, step: int) -> Message:
+        while (found := find(self.inbox, step)) is None:
+            packed = line.receive()
+            if packed.incarnation == self.start.incarnation:
+                self.meter.count("down", packed)
+                self.inbox.append(unpack(packed, self.codecs))
+        self.inbox.remove(found)
+        return found
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "client": self.client.state(), "method": self.method.state(), "meter": self.meter.state(),
+            "codecs": {role: codec.state() for role, codec in self.codecs.items()},
+        }  # fmt: skip
+
+    def _keep(self) -> None:
+        """Keep the state under a new label, before the message is sent that makes it needed."""
+        self.count += 1
+        self.label = (self.start.incarnation << 32) + self.count
+        checkpoint.save(self.folder, f"{self.label:020d}", self._state(), KEEP)
+
+    def _go_on(self, start: Start) -> None:
+        state = self.built
+        if start.label:
+            path = self.folder / f"{start.label:020d}"
+            if not path.is_dir():
+                raise BadInput(
+                    f"{self.folder} has not the state that the server asks for; give this client its own folder again"
+                )
+            state = checkpoint.load(path, self.meter.device)
+        self.start, self.label, self.count = start, start.label, 0
+        self.inbox.clear()
+        state = copy.deepcopy(state)
+        self.client.load(state["client"])
+        self.method.load(state["method"])
+        self.meter.load(state["meter"])
+        for role, codec in self.codecs.items():
+            codec.load(state["codecs"][role])
