@@ -231,13 +231,14 @@ def provenance() -> dict[str, Any]:
         "commit": (commit + dirty) or f"cutlayer {version('cutlayer')}",
         "versions": {"cutlayer": version("cutlayer"), "torch": torch.__version__, "python": platform.python_version()},
         "machine": {
-            "processor": _processor(), "threads": torch.get_num_threads(), "system": platform.system(),
+            "processor": processor(), "threads": torch.get_num_threads(), "system": platform.system(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }  # fmt: skip
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

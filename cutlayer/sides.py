@@ -28,10 +28,19 @@ from .transports.member import Member, Start
 from .wire import Codecs, Packed
 
 
-def member(recipe: Recipe, parts: Parts, task: Task, source: Source, share: Tensor, k: int, out: Path) -> Member:
+def member(
+    recipe: Recipe,
+    parts: Parts,
+    task: Task,
+    source: Source,
+    share: Tensor,
+    k: int,
+    out: Path,
+    tick: Callable[[], None] = lambda: None,
+) -> Member:
     """Return client k on its share (indices) of a source; it keeps its own states in `out`."""
     meter = Meter(recipe.device)
-    builder = Builder(recipe, parts, source, fitted(task, recipe, parts, source), meter)
+    builder = Builder(recipe, parts, source, fitted(task, recipe, parts, source), meter, tick)
     client, method, batches = builder.owner(k, share)
     life = lambda: program(client, method, batches, recipe.checkpoint_every)  # noqa: E731
     return Member(client, method, builder.codecs(k, "client"), meter, life, out / "marks")

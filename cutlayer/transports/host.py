@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from ..errors import BadInput
 from ..server import Server
 from ..wire import Message, Packed
 from .link import Link
@@ -100,10 +101,23 @@ class Host:
         if k in self.server.schedule.absent:
             self.server.waiting.pop(k, None)
 
+    def back(self, k: int) -> None:
+        """Note that a client's connection is there again; its process was never gone."""
+        self.there.add(k)
+        self.missed.pop(k, None)
+
+    def expel(self, k: int) -> None:
+        """Note that a client was turned away; whatever it did since the newest mark is undone."""
+        self.lost(k)
+        if self.begun and not self.over and k not in self.server.schedule.absent:
+            self._again()
+
     def frame(self, k: int, packed: Packed, label: int) -> None:
         """Handle one message of a client; what belongs to before a roll-back is dropped."""
         if packed.incarnation != self.incarnation or not self.begun:
             return
+        if packed.message.client != k or packed.message.kind == "left":
+            raise BadInput(f"a message of kind {packed.message.kind!r} for client {packed.message.client} came from client {k}")
         self.heard.add(k)
         self.link.note("up", packed)
         message = self.link.arrive("up", packed)

@@ -35,7 +35,7 @@ class Again(Exception):
 class Line(Protocol):
     """The line to the server, one transport's own; `send` and `receive` raise Again when the server has gone back to a mark."""
 
-    def hello(self, held: list[int]) -> Start: ...
+    def hello(self, held: Callable[[], list[int]]) -> Start: ...
     def send(self, packed: Packed, label: int) -> None: ...
     def receive(self) -> Packed: ...
     def bye(self, figures: Mapping[str, Any]) -> None: ...
@@ -60,7 +60,7 @@ class Member:
 
     def play(self, line: Line) -> None:
         """Run to the end of training."""
-        start = line.hello(self.held())
+        start = line.hello(self.held)
         while True:
             try:
                 self._go_on(start)

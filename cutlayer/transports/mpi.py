@@ -103,8 +103,8 @@ class RankLine:
         self.world = world
         self.waiting: deque[Received] = deque()
 
-    def hello(self, held: list[int]) -> Start:
-        self.world.tell(0, kind="hello", held=held)
+    def hello(self, held: Callable[[], list[int]]) -> Start:
+        self.world.tell(0, kind="hello", held=held())
         try:
             self.receive()
         except Again as again:

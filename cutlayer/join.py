@@ -1,0 +1,58 @@
+"""The story of a client: connect, train on data that stay here, come back by itself when the line breaks."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .data.partition import split
+from .errors import BadInput
+from .handshake import about
+from .recipes.recipe import Recipe
+from .run import data_of, parts_of, task_of
+from .sides import member
+from .transports.grpc_client import NetworkLine
+from .transports.grpc_common import Tls
+
+
+def join(
+    recipe: Recipe,
+    out: Path,
+    *,
+    server: str,
+    name: str,
+    tls: Tls | None = None,
+    own_data: bool = False,
+    patience: float = 300.0,
+    keepalive_s: float = 20.0,
+    say: Callable[[str], None] = lambda line: None,
+    tick: Callable[[], None] = lambda: None,
+) -> Path:
+    """Train as one client of a server to the end, and return the folder with this client's trained modules.
+
+    With `own_data` the whole training set of the recipe's data is this client's; else it is its share under the recipe's partition.
+    States are kept in `out`, so the same command goes on if this process is killed. Raises BadInput, and RunFailed if the server
+    stops or stays away for `patience` seconds.
+    """
+    torch.set_num_threads(recipe.num_threads)
+    data = data_of(recipe).to(recipe.device)
+    parts, task = parts_of(recipe, data), task_of(recipe)
+    line = NetworkLine(server, name, about(recipe), tls=tls, patience=patience, keepalive_s=keepalive_s, say=say)
+    try:
+        k = line.connect()
+        if not 0 <= k < recipe.num_clients:
+            raise BadInput(f"the server says that {name} is client {k}, and num_clients = {recipe.num_clients}")
+        share = torch.arange(len(data.train)) if own_data else split(data.train, recipe).shares[k]
+        line.samples = len(share)
+        mine = member(recipe, parts, task, data.train, share, k, out, tick)
+        mine.play(line)
+    finally:
+        line.close()
+    folder = out / "weights"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, module in mine.client.modules.items():
+        if next(module.parameters(), None) is not None:
+            tensors = {key: value.contiguous().clone() for key, value in module.state_dict().items()}
+            save_file(tensors, folder / f"{part}.safetensors")
+    return folder

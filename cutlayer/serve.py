@@ -1,0 +1,161 @@
+"""The story of a server: listen, wait until enough clients are there, compute, go back to a mark when one dies."""
+
+import queue
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data.partition import Partition
+from .errors import BadInput, RunFailed
+from .handshake import about, refusal, warning
+from .outputs import Result, check_folder
+from .recipes.recipe import Recipe
+from .rounds import Progress
+from .run import data_of, parts_of, task_of
+from .sides import ServerSide
+from .transports.grpc_common import Tls
+from .transports.grpc_server import Event, Gate
+from .wire import loads
+
+TICK_S = 0.1
+Watch = Callable[["Serving"], None]
+
+
+class Serving:
+    """A server at work. One thread computes: it takes what the network threads have put into the gate's queue.
+
+    `wait_for` clients have to be there within `start_timeout` seconds for the run to begin; those of `names` that come later may take
+    part only with `late_join`. Raises BadInput, and RunFailed if training breaks or too few come.
+    """
+
+    def __init__(
+        self, recipe: Recipe, out: Path, *, listen: str, tls: Tls | None = None, names: Sequence[str] = (), wait_for: int | None = None,
+        start_timeout: float = 600.0, patience: float = 120.0, quorum: int = 1, late_join: bool = False, keepalive_s: float = 20.0,
+        say: Callable[[str], None] = lambda line: None, progress: Progress | None = None, watch: Watch = lambda serving: None,
+    ) -> None:  # fmt: skip
+        n = recipe.num_clients
+        self.names = list(names) or [f"client{k}" for k in range(n)]
+        if len(self.names) != n or len(set(self.names)) != n:
+            raise BadInput(f"--clients {','.join(self.names)}: the recipe has num_clients = {n}; name each of them once")
+        self.wait_for = n if wait_for is None else wait_for
+        for flag, value in (("--wait-for", self.wait_for), ("--quorum", quorum)):
+            if not 1 <= value <= n:
+                raise BadInput(f"{flag} {value}: from 1 to num_clients = {n}")
+        self.recipe, self.start_timeout, self.late_join, self.say, self.watch = recipe, start_timeout, late_join, say, watch
+        check_folder(recipe, out)
+        torch.set_num_threads(recipe.num_threads)
+        data = data_of(recipe).to(recipe.device)
+        elsewhere = Partition(data.train, (torch.empty(0, dtype=torch.long),) * n, "elsewhere", torch.zeros(0, 0))
+        self.side = ServerSide(
+            recipe, parts_of(recipe, data), task_of(recipe), elsewhere, data.train, out, release=data.release, progress=progress,
+            post=self._post, patience=patience, quorum=quorum, say=say, names=self.names,
+        )  # fmt: skip
+        self.host = self.side.host
+        self.mine = about(recipe)
+        self.members: set[int] = set()  # who has been here
+        self.samples: dict[int, int] = {}
+        self.seen: dict[int, float] = {}  # when something came from a client, by the monotonic clock
+        self.gate = Gate(listen, self.names, self._refusal, tls=tls, keepalive_s=keepalive_s)
+
+    def run(self) -> Result:
+        """Serve to the end of training and return the result."""
+        since = time.monotonic()
+        try:
+            while not self.host.done:
+                if not self.host.begun and not self._barrier(time.monotonic() - since):
+                    raise RunFailed(self._missing())
+                begin = time.monotonic()
+                try:
+                    self._take(self.gate.events.get(timeout=TICK_S))
+                except queue.Empty:
+                    self.host.waited(time.monotonic() - begin)
+                self.watch(self)
+            result = self._finish()
+            self.gate.tell_all(kind="end")
+            return result
+        except RunFailed as error:
+            self.gate.tell_all(kind="stop", why=f"the server stopped: {error}")
+            raise
+        finally:
+            self.gate.close()
+
+    def _finish(self) -> Result:
+        shares = tuple(torch.arange(self.samples.get(k, 0)) for k in range(len(self.names)))
+        self.side.outputs.clients = replace(self.side.outputs.clients, shares=shares)
+        return self.side.finish()
+
+    def _barrier(self, waited: float) -> bool:
+        """Begin if enough clients are there, and return False if they have not come in time."""
+        if len(self.host.there) >= self.wait_for:
+            self.host.begin()
+            return True
+        return waited <= self.start_timeout
+
+    def _missing(self) -> str:
+        missing = [name for k, name in enumerate(self.names) if k not in self.host.there]
+        return f"{len(self.host.there)} of {self.wait_for} clients came within {self.start_timeout:g} s; missing: {', '.join(missing)}"
+
+    def _post(self, k: int, what: Any) -> None:
+        self.gate.post(k, what)
+
+    def _refusal(self, name: str, hello: Mapping[str, Any]) -> str | None:
+        """Return why a party cannot take part; called by a network thread."""
+        k = self.names.index(name)
+        if self.host.begun and k not in self.members and not self.late_join:
+            return f"the run has begun without {name}, and this server was not started with --late-join"
+        if (why := refusal(self.mine["recipe"], hello.get("recipe"))) is not None:
+            return why
+        if (other := warning(self.mine, hello)) is not None and k not in self.members:
+            self.say(f"{name} {other}")
+        return None
+
+    def _take(self, event: Event) -> None:
+        """Deal with what a network thread has put into the queue."""
+        k, received = event.client, event.received
+        if self.gate.peers[k].session is not event.session:
+            return  # of a process that is gone
+        if received is None:
+            if event.up:
+                self.host.back(k)
+            else:
+                self.host.lost(k)
+            return
+        self.seen[k] = time.monotonic()
+        try:
+            if received.frame is not None:
+                self.host.frame(k, loads(received.frame), received.label)
+            elif received.told["kind"] == "ready":
+                self._ready(k, received.told)
+            elif received.told["kind"] == "bye":
+                self.host.bye(k, figures(received.told["figures"]))
+        except (BadInput, RuntimeError, KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
+            why = str(error).partition("\n")[0]
+            self.say(f"{self.names[k]} is turned away: {why}")
+            self.gate.turn_away(k, f"it sent what this server cannot use ({why})")
+            self.host.expel(k)
+        event.session.take(received)
+
+    def _ready(self, k: int, told: Mapping[str, Any]) -> None:
+        held, samples = told["held"], told["samples"]
+        if not isinstance(held, list) or not all(isinstance(label, int) for label in held) or not isinstance(samples, int):
+            raise BadInput("what it says of its states is no list of numbers")
+        if k not in self.members:
+            self.say(f"{self.names[k]} is here with {samples} samples")
+        self.members.add(k)
+        self.samples[k] = samples
+        self.host.hello(k, held)
+
+
+def figures(told: Any) -> dict[str, dict[str, float]]:
+    """Return what a client has measured; raises BadInput if it is something else."""
+    wanted = ("seconds", "peak", "left", "held", "steps", "samples")
+    tables = told if isinstance(told, dict) else {}
+    if not all(isinstance(tables.get(name), dict) for name in wanted):
+        raise BadInput("its figures are not those of a meter")
+    if not all(isinstance(value, int | float) for name in wanted for value in tables[name].values()):
+        raise BadInput("its figures are no numbers")
+    return {name: tables[name] for name in wanted}

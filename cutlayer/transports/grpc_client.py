@@ -1,0 +1,208 @@
+"""A client's end of gRPC: one stream that is opened again whenever it breaks, and the line that a member talks over."""
+
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from ..errors import BadInput, RunFailed
+from ..wire import Packed, dumps, loads
+from .grpc_common import METHOD, PROTOCOL, SERVER_NAME, Tls, check_address, grpc, keepalive
+from .member import Again, Start
+from .session import CONTROL, FRAME, Received, Session, control, read_control
+
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 5.0
+LAST_WORDS_S = 10.0
+
+
+class NetworkLine:
+    """A line to the server over gRPC. Its own thread keeps the connection; the caller's thread computes.
+
+    `say` is told in a line what happens to the connection. Raises BadInput if the server refuses this party, and RunFailed if it stays
+    away for `patience` seconds.
+    """
+
+    def __init__(
+        self, address: str, name: str, about: Mapping[str, Any], *, tls: Tls | None, patience: float = 300.0,
+        keepalive_s: float = 20.0, say: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
+        check_address(address, tls is None, "--server")
+        self.address, self.name, self.about, self.patience, self.say = address, name, dict(about), patience, say
+        self.life = secrets.token_hex(8)
+        self.session = Session()
+        self.inbox: queue.Queue[Received] = queue.Queue()
+        self.held: Callable[[], list[int]] | None = None
+        self.fatal: Exception | None = None
+        self.again = threading.Event()  # a start has come that nobody has looked at yet
+        self.welcomed = threading.Event()
+        self.client, self.samples = -1, 0
+        self.over = self.connected = self.ended = False
+        options = keepalive(keepalive_s)
+        if tls is None:
+            self.channel = grpc.insecure_channel(address, options)
+        else:
+            ca, cert, key = tls.read()
+            credentials = grpc.ssl_channel_credentials(ca, key, cert)
+            self.channel = grpc.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", SERVER_NAME)])
+        self.thread = threading.Thread(target=self._keep_connected, name="cutlayer-line", daemon=True)
+        self.thread.start()
+
+    def connect(self) -> int:
+        """Return this client's number as soon as the server has let it in."""
+        while not self.welcomed.wait(0.1):
+            self._check()
+        self._check()
+        return self.client
+
+    def hello(self, held: Callable[[], list[int]]) -> Start:
+        self.held = held
+        self._ready()
+        try:
+            self.receive()
+        except Again as again:
+            return again.start
+        raise RunFailed("the server sent a message before it said where to start")
+
+    def _ready(self) -> None:
+        assert self.held is not None
+        self.session.tell(kind="ready", held=self.held(), samples=self.samples)
+
+    def send(self, packed: Packed, label: int) -> None:
+        data = dumps(packed)
+        while True:
+            self._check()
+            if self.again.is_set():
+                while True:  # what came before it belongs to before
+                    self._look(self.inbox.get())
+            if self.session.put(FRAME, data, label, block=True, timeout=0.2):
+                return
+
+    def receive(self) -> Packed:
+        while True:
+            try:
+                received = self.inbox.get(timeout=0.2)
+            except queue.Empty:
+                self._check()
+                continue
+            if (packed := self._look(received)) is not None:
+                return packed
+
+    def bye(self, figures: Mapping[str, Any]) -> None:
+        self.session.tell(kind="bye", figures=figures)
+        self.patience = min(self.patience, LAST_WORDS_S)  # training is over: a server that is gone has nothing more to say
+        while not self.ended and self.fatal is None:
+            with suppress(queue.Empty):
+                self._look(self.inbox.get(timeout=0.2))
+
+    def close(self) -> None:
+        """End the connection, after the server's last words have been acknowledged."""
+        self.over = True
+        end = time.monotonic() + 1.0
+        while self.connected and self.session.told_taken < self.session.taken and time.monotonic() < end:
+            time.sleep(0.01)
+        self.session.close()
+        self.channel.close()
+
+    def _look(self, received: Received) -> Packed | None:
+        """Return a frame; raises what a record tells to do."""
+        self.session.take(received)
+        if received.frame is not None:
+            return loads(received.frame)
+        told = received.told
+        if told["kind"] == "stop":
+            raise RunFailed(told["why"])
+        if told["kind"] == "end":
+            self.ended = True
+        if told["kind"] == "start":
+            self.again.clear()
+            raise Again(Start(int(told["incarnation"]), int(told["label"])))
+        return None
+
+    def _check(self) -> None:
+        if self.fatal is not None:
+            raise self.fatal
+
+    def _keep_connected(self) -> None:
+        pause, since, told = FIRST_PAUSE_S, time.monotonic(), False
+        while not self.over and self.fatal is None:
+            self.connected = False
+            try:
+                why = self._converse()
+            except BadInput as error:
+                self.fatal = error
+                break
+            if self.over:
+                break
+            now = time.monotonic()
+            if self.connected:
+                pause, since, told = FIRST_PAUSE_S, now, False
+            if now - since > self.patience:
+                self.fatal = RunFailed(
+                    f"the server at {self.address} has been away for {self.patience:g} s ({why}); the same command goes on"
+                )
+                break
+            if not told:
+                told = True
+                self.say(f"no connection to {self.address} ({why}); trying again for {self.patience:g} s")
+            time.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE_S)
+        self.welcomed.set()
+
+    def _converse(self) -> str:
+        """Hold one connection as long as it lasts, and return why it ended; raises BadInput if the server refuses this party."""
+        let_in: queue.Queue[int] = queue.Queue()
+        call = self.channel.stream_stream(METHOD)(self._requests(let_in), wait_for_ready=False)
+        connection = -1
+        try:
+            for record in call:
+                if not self.connected or record[0] == CONTROL:
+                    told = read_control(record)
+                    if told["kind"] == "refused":
+                        if told["busy"]:
+                            return str(told["why"])
+                        raise BadInput(f"the server at {self.address} refuses: {told['why']}")
+                    connection = self._welcome(told)
+                    let_in.put(connection)
+                elif (received := self.session.feed(connection, record)) is not None:
+                    if received.told.get("kind") == "start":
+                        self.again.set()
+                    self.inbox.put(received)
+            return "the server closed the connection"
+        except grpc.RpcError as error:
+            return reason(error)
+        finally:
+            self.session.detach(connection)
+            let_in.put(-1)
+            call.cancel()
+
+    def _requests(self, let_in: "queue.Queue[int]") -> Iterator[bytes]:
+        hello = {"name": self.name, "life": self.life, "received": self.session.received, "protocol": PROTOCOL, **self.about}
+        yield control(kind="hello", **hello)
+        if (connection := let_in.get()) >= 0:
+            yield from self.session.records(connection)
+
+    def _welcome(self, told: Mapping[str, Any]) -> int:
+        fresh, again = bool(told["fresh"]), self.welcomed.is_set()
+        if fresh and again:  # a server that knows nothing of us: everything begins anew, from a mark
+            self.session.reset()
+            if self.held is not None:
+                self._ready()
+        if again:
+            self.say(f"connected to {self.address} again")
+        self.client, self.connected = int(told["client"]), True
+        connection = self.session.attach(int(told["received"]))
+        self.welcomed.set()
+        return connection
+
+
+def reason(error: Exception) -> str:
+    """Return why a connection broke, in a few words."""
+    code, details = error.code().name, error.details() or ""  # type: ignore[attr-defined]
+    if "handshake" in details.lower() or "certificate" in details.lower() or "ssl" in details.lower():
+        return "the TLS handshake failed: the two ends' certificates are not of one authority, or have expired"
+    if "connection refused" in details.lower() or "failed to connect" in details.lower():
+        return "nobody listens there"
+    return f"{code}: {details[:120]}"

@@ -1,0 +1,67 @@
+"""What both ends of a gRPC connection agree on: the method's name, keepalive, and who a certificate says that one is."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import BadInput
+
+try:
+    import grpc
+except ImportError as error:
+    raise BadInput("serve, join and predict need grpcio; pip install 'cutlayer[grpc]'") from error
+
+METHOD = "/cutlayer.v1.Cut/Converse"
+SERVER_NAME = "server"  # what the server's certificate is made out to
+PROTOCOL = 1
+
+
+class Tls(NamedTuple):
+    """Files in PEM: the certificate of the authority that all parties trust, and this party's own with its key."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+    def read(self) -> tuple[bytes, bytes, bytes]:
+        """Return the files' bytes; raises BadInput naming the one that cannot be read."""
+        found = []
+        for name, path in self._asdict().items():
+            try:
+                found.append(path.read_bytes())
+            except OSError as error:
+                raise BadInput(
+                    f"--{name} {str(path)!r}: {error.strerror}; cutlayer certs demo DIR makes a whole set"
+                ) from error
+        return found[0], found[1], found[2]
+
+
+def keepalive(seconds: float) -> list[tuple[str, Any]]:
+    """Return the options that notice a dead peer after `seconds` of silence and half as much again, the same at both ends."""
+    ms = int(1000 * seconds)
+    return [
+        ("grpc.keepalive_time_ms", ms),
+        ("grpc.keepalive_timeout_ms", max(1000, ms // 2)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", ms // 2),  # the server's leave for such pings
+    ]
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether HOST:PORT is reached from this machine alone."""
+    host = address.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def check_address(address: str, insecure: bool, flag: str) -> None:
+    """Raise BadInput unless this is HOST:PORT, and plain text stays on this machine."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise BadInput(f"{flag} {address!r}: write HOST:PORT, 0.0.0.0:7000 for instance")
+    if insecure and not is_loopback(address):
+        raise BadInput(
+            f"{flag} {address!r} with --insecure: plain text is for this machine alone; take 127.0.0.1, or certificates"
+        )
+
+
+__all__ = ["METHOD", "PROTOCOL", "SERVER_NAME", "Tls", "check_address", "grpc", "is_loopback", "keepalive"]
