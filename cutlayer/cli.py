@@ -1,6 +1,5 @@
-"""cutlayer run | compare | show | report | list."""
+"""cutlayer run | compare | show | report | list | serve | join | predict | certs."""
 
-import dataclasses
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -11,44 +10,26 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from .console import console, follow, progress_bar, show_estimate, show_lists, show_paths, show_runs, show_schemes
+from . import cli_network
+from .console import (
+    console,
+    follow,
+    progress_bar,
+    show_estimate,
+    show_finished,
+    show_lists,
+    show_paths,
+    show_runs,
+    show_schemes,
+)  # fmt: skip
 from .errors import BadInput, RunFailed, unknown
+from .flags import Fields, given, none
 from .methods import METHODS
 from .recipes import Recipe, fields_of, load
-from .recipes.recipe import help_of, owners
 from .recipes.schemes import SCHEMES
 from .recipes.toml import to_toml
 
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
-
-
-def _flags() -> type:
-    """Return a dataclass with one optional flag per recipe field and method option; values stay text until the recipe checks them."""
-    helps = help_of(Recipe)
-    having: dict[str, list[str]] = {}
-    for owner, kind in owners().items():
-        helps |= help_of(kind)
-        for name in help_of(kind):
-            having.setdefault(name, []).append(owner)
-    helps |= {name: f"{helps[name]} (option of {' and '.join(found)})" for name, found in having.items()}
-    fields = [
-        (name, Annotated[str | None, arg(help=text, metavar="VALUE", help_behavior_hint="(else the recipe's)")], None)
-        for name, text in helps.items()
-    ]
-    return dataclasses.make_dataclass("Fields", fields, frozen=True)
-
-
-Fields = _flags()
-
-
-def _given(fields: Any) -> dict[str, Any]:
-    return {name: _none(name, value) for name, value in dataclasses.asdict(fields).items() if value is not None}
-
-
-def _none(name: str, value: str) -> str | None:
-    """Read "none" as nothing where a field may be nothing; elsewhere it is a name."""
-    default = getattr(Recipe, name, "")
-    return None if value == "none" and default is None else value
 
 
 def run(
@@ -68,7 +49,7 @@ def run(
     """
     from .compare import run_in
 
-    made = load(recipe, **_given(fields))
+    made = load(recipe, **given(fields))
     if dry_run:
         from .estimate import estimate
 
@@ -82,14 +63,6 @@ def run(
         run_in(made, folder, progress=follow(bar, made.name or recipe))
     show_finished(folder)
     return 0
-
-
-def show_finished(folder: Path) -> None:
-    """Print a finished run's figures, and where they lie."""
-    from .report import read
-
-    show_runs([read(folder)])
-    show_paths({"report": folder / "report.html", "figures as JSON": folder / "summary.json", "weights": folder / "weights"})
 
 
 def run_mpi(made: Recipe, recipe: str, folder: Path) -> int:
@@ -132,7 +105,7 @@ def compare(
     from .compare import baselines as baselines_of, cells, compare as compare_all
 
     wanted = [_sweep(text) for text in over]
-    recipes = list(cells({**fields_of(recipe), **_given(fields)}, dict(wanted), _seeds(seeds)))
+    recipes = list(cells({**fields_of(recipe), **given(fields)}, dict(wanted), _seeds(seeds)))
     recipes += baselines_of(recipes) if baselines else []
     folder = out or Path("runs") / f"compare-{Path(recipe).stem}"
     swept = [name for name, _ in wanted] + ["seed"]
@@ -171,7 +144,7 @@ def show(recipe: Positional[str], /, fields: OmitArgPrefixes[Fields]) -> int:  #
         recipe: a named recipe, or a flat TOML file.
         fields: any field of the recipe.
     """
-    made = load(recipe, **_given(fields))
+    made = load(recipe, **given(fields))
     print(to_toml(made.flat()), end="")
     return 0
 
@@ -242,7 +215,7 @@ def _sweep(text: str) -> tuple[str, list[str | None]]:
     if not mark or not values:
         raise BadInput(f"--over {text!r}: write FIELD=A,B,C")
     field = name.strip().replace("-", "_")
-    return field, [_none(field, value.strip()) for value in values.split("," if ";" not in values else ";")]
+    return field, [none(field, value.strip()) for value in values.split("," if ";" not in values else ";")]
 
 
 def _seeds(text: str) -> list[int]:
@@ -261,6 +234,10 @@ def main(argv: list[str] | None = None) -> int:
             "show": show,
             "report": report,
             "list": list_,
+            "serve": cli_network.serve,
+            "join": cli_network.join,
+            "predict": cli_network.predict,
+            "certs": cli_network.certs,
         }
         if (sys.argv[1:] if argv is None else argv) == ["--version"]:
             print(f"cutlayer {version('cutlayer')}")

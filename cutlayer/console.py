@@ -11,7 +11,7 @@ from rich.table import Table
 
 from .estimate import Estimate
 from .recipes.schemes import Scheme
-from .report import Run, rows
+from .report import Run, read, rows
 
 console = Console()
 NARROW = 120  # below so many columns the terminal shows what matters most; the report has it all
@@ -100,3 +100,9 @@ def show_schemes(schemes: Mapping[str, Scheme]) -> None:
             "fields", ", ".join(f"{field}={'none' if value is None else value}" for field, value in row.fields.items())
         )
         console.print(table)
+
+
+def show_finished(folder: Path) -> None:
+    """Print a finished run's figures, and where they lie."""
+    show_runs([read(folder)])
+    show_paths({"report": folder / "report.html", "figures as JSON": folder / "summary.json", "weights": folder / "weights"})

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from .data.partition import split
 from .errors import BadInput
 from .handshake import about
-from .recipes.recipe import Recipe
+from .recipes.recipe import Recipe, make
 from .run import data_of, parts_of, task_of
 from .sides import member
 from .transports.grpc_client import NetworkLine
@@ -35,6 +35,7 @@ def join(
     States are kept in `out`, so the same command goes on if this process is killed. Raises BadInput, and RunFailed if the server
     stops or stays away for `patience` seconds.
     """
+    recipe = make({**recipe.flat(), "transport": "grpc"})
     torch.set_num_threads(recipe.num_threads)
     data = data_of(recipe).to(recipe.device)
     parts, task = parts_of(recipe, data), task_of(recipe)
@@ -47,6 +48,9 @@ def join(
         line.samples = len(share)
         mine = member(recipe, parts, task, data.train, share, k, out, tick)
         mine.play(line)
+        trained = mine.client.weights()
+        for role, tensor in (line.final.tensors if line.final else {}).items():
+            trained[role.removeprefix("weights/")].copy_(tensor)
     finally:
         line.close()
     folder = out / "weights"

@@ -34,7 +34,8 @@ __all__ = ["Paused", "Progress", "run", "run_recipe", "train"]
 def run_recipe(recipe: Recipe, out: Path | None = None, **how: Any) -> Result:
     """Run a recipe from its names alone and return the result; see `train` for `how`."""
     if recipe.transport != "inprocess":
-        raise BadInput(f"transport = {recipe.transport!r} is for the command line: cutlayer run under mpiexec; drop it")
+        where = "mpiexec -n 1+N cutlayer run ..." if recipe.transport == "mpi" else "cutlayer serve and cutlayer join"
+        raise BadInput(f"transport = {recipe.transport!r} is for {where}; drop it")
     data = data_of(recipe).to(recipe.device)
     parts = parts_of(recipe, data)
     clients = split(data.train, recipe)

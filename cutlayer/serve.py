@@ -13,13 +13,13 @@ from .data.partition import Partition
 from .errors import BadInput, RunFailed
 from .handshake import about, refusal, warning
 from .outputs import Result, check_folder
-from .recipes.recipe import Recipe
+from .recipes.recipe import Recipe, make
 from .rounds import Progress
 from .run import data_of, parts_of, task_of
 from .sides import ServerSide
 from .transports.grpc_common import Tls
 from .transports.grpc_server import Event, Gate
-from .wire import loads
+from .wire import Message, loads, pack
 
 TICK_S = 0.1
 Watch = Callable[["Serving"], None]
@@ -37,6 +37,7 @@ class Serving:
         start_timeout: float = 600.0, patience: float = 120.0, quorum: int = 1, late_join: bool = False, keepalive_s: float = 20.0,
         say: Callable[[str], None] = lambda line: None, progress: Progress | None = None, watch: Watch = lambda serving: None,
     ) -> None:  # fmt: skip
+        recipe = make({**recipe.flat(), "transport": "grpc"})
         n = recipe.num_clients
         self.names = list(names) or [f"client{k}" for k in range(n)]
         if len(self.names) != n or len(set(self.names)) != n:
@@ -75,6 +76,7 @@ class Serving:
                     self.host.waited(time.monotonic() - begin)
                 self.watch(self)
             result = self._finish()
+            self._hand_out()
             self.gate.tell_all(kind="end")
             return result
         except RunFailed as error:
@@ -87,6 +89,14 @@ class Serving:
         shares = tuple(torch.arange(self.samples.get(k, 0)) for k in range(len(self.names)))
         self.side.outputs.clients = replace(self.side.outputs.clients, shares=shares)
         return self.side.finish()
+
+    def _hand_out(self) -> None:
+        """Send every client the final weights of its modules, which training itself does not need; they are not counted as its bytes."""
+        models = self.side.parties.server.models()
+        for k in self.host.there:
+            _, weights, _ = next((model for model in models if model[0] == k), models[0])
+            message = Message("final", {f"weights/{name}": tensor for name, tensor in weights.items()}, client=k)
+            self.gate.post(k, pack(message, {}))
 
     def _barrier(self, waited: float) -> bool:
         """Begin if enough clients are there, and return False if they have not come in time."""

@@ -81,10 +81,10 @@ class ServerSide:
         """Return the state before anything was done."""
         return {"parties": self.parties.state(), "outputs": {"records": "[]", "elapsed": 0.0, "marks": 0}, "done": 0}
 
-    def newest(self) -> Any:
-        """Return the newest mark, or None."""
+    def newest(self) -> tuple[Any, int]:
+        """Return the newest mark and its number, or None and 0."""
         found = checkpoint.marks(self.out / "marks")
-        return checkpoint.load(found[-1], self.parties.meter.device) if found else None
+        return (checkpoint.load(found[-1], self.parties.meter.device), int(found[-1].name)) if found else (None, 0)
 
     def load(self, state: Any) -> None:
         """Go back to a mark."""

@@ -1,6 +1,7 @@
 """Random numbers: every draw comes from a named stream, so no generator's state is ever saved."""
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,16 +24,20 @@ def _number(*key: int | str) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8], "little") >> 1
 
 
+ONE_GENERATOR = threading.RLock()  # torch has one for all threads
+
+
 @contextmanager
 def drawing(seed: int, purpose: str, client: int = 0, round: int = 0, step: int = 0) -> Iterator[None]:
     """Let layers that draw from the global generator, as dropout does, draw from a stream, and leave that generator as it was."""
     generator, number = torch.default_generator, _number(seed, purpose, client, round, step)
-    before = generator.get_state()
-    # not torch.manual_seed, which takes note of its caller for devices that are not there: twenty times as slow
-    generator.manual_seed(number)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(number)
-    try:
-        yield
-    finally:
-        generator.set_state(before)
+    with ONE_GENERATOR:
+        before = generator.get_state()
+        # not torch.manual_seed, which takes note of its caller for devices that are not there: twenty times as slow
+        generator.manual_seed(number)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(number)
+        try:
+            yield
+        finally:
+            generator.set_state(before)

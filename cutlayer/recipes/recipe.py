@@ -97,8 +97,8 @@ class Recipe:
     device: Annotated[str, "cpu or cuda"] = "cpu"
     seed: Annotated[Annotated[int, Field(ge=0)], "of weights, order, augmentation and partition, each its own stream"] = 0
     transport: Annotated[
-        Literal["inprocess", "mpi"],
-        "how the parties are joined; mpi: by mpiexec -n 1+N cutlayer run ...; over a network: serve, join",
+        Literal["inprocess", "mpi", "grpc"],
+        "how the parties are joined; mpi: by mpiexec -n 1+N cutlayer run ...; grpc: what serve and join take by themselves",
     ] = "inprocess"
     overlap: Annotated[
         Annotated[int, pydantic.BeforeValidator(_number), Field(ge=0)],

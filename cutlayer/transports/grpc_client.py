@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import BadInput, RunFailed
-from ..wire import Packed, dumps, loads
+from ..wire import Message, Packed, dumps, loads, unpack
 from .grpc_common import METHOD, PROTOCOL, SERVER_NAME, Tls, check_address, grpc, keepalive
 from .member import Again, Start
 from .session import CONTROL, FRAME, Received, Session, control, read_control
@@ -39,6 +39,7 @@ class NetworkLine:
         self.again = threading.Event()  # a start has come that nobody has looked at yet
         self.welcomed = threading.Event()
         self.client, self.samples = -1, 0
+        self.final: Message | None = None  # the trained weights, which the server sends last
         self.over = self.connected = self.ended = False
         options = keepalive(keepalive_s)
         if tls is None:
@@ -95,7 +96,9 @@ class NetworkLine:
         self.patience = min(self.patience, LAST_WORDS_S)  # training is over: a server that is gone has nothing more to say
         while not self.ended and self.fatal is None:
             with suppress(queue.Empty):
-                self._look(self.inbox.get(timeout=0.2))
+                packed = self._look(self.inbox.get(timeout=0.2))
+                if packed is not None and packed.message.kind == "final":
+                    self.final = unpack(packed, {})
 
     def close(self) -> None:
         """End the connection, after the server's last words have been acknowledged."""

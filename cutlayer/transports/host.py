@@ -13,9 +13,9 @@ from .member import Start
 
 
 class Book(Protocol):
-    """Keeps the server's marks: `newest` is None before the first one; `load` goes back to one."""
+    """Keeps the server's marks: `newest` with its number, None and 0 before the first one; `load` goes back to one."""
 
-    def newest(self) -> Any: ...
+    def newest(self) -> tuple[Any, int]: ...
     def load(self, state: Any) -> None: ...
     def built(self) -> Any: ...
 
@@ -87,8 +87,7 @@ class Host:
             self.say(f"{self.names[k]} is here; it takes part from the next round on")
             self._start(k, label if label in held else max(held, default=0))
         elif k in self.heard:
-            self.say(f"{self.names[k]} is back; everybody goes back to the newest mark")
-            self._again()
+            self.say(f"{self.names[k]} is back; all go on from mark {self._again()}")
         else:  # it has lost nothing, and only says hello once more
             if k in self.labels():
                 self.link.meter.again |= {("up", k)} | ({("down", k)} - {("down", j) for j in self.server.waiting})
@@ -144,8 +143,8 @@ class Host:
             if self.over:
                 self.server.schedule.absent.add(k)
             elif rest >= self.quorum:
-                self.say(f"{self.names[k]} has been away for {self.patience:g} s; the others go on without it")
-                self._again()
+                mark = self._again()
+                self.say(f"{self.names[k]} has been away for {self.patience:g} s; the others go on without it from mark {mark}")
                 self._leave(k)
                 return
             elif not self.told:
@@ -159,11 +158,11 @@ class Host:
     def _leave(self, k: int) -> None:
         self._send(self.server.handle(Message("left", client=k)))
 
-    def _again(self) -> None:
-        """Go back to the newest mark, or to the beginning, with all that are there."""
+    def _again(self) -> int:
+        """Go back to the newest mark, or to the beginning, with all that are there, and return the mark's number."""
         meter = self.link.meter
         before = meter.wire_by_client()
-        found = self.book.newest()
+        found, number = self.book.newest()
         self.book.load(copy.deepcopy(self.first) if found is None else found)
         for key, nbytes in meter.wire_by_client().items():
             before[key] = before.get(key, 0) - nbytes
@@ -176,6 +175,7 @@ class Host:
         self.told = False
         for k in sorted(self.there):
             self._start(k, self.labels().get(k, 0))
+        return number
 
     def _start(self, k: int, label: int) -> None:
         self.finished.pop(k, None)

@@ -1,0 +1,175 @@
+"""Split inference: the bottom at the data owner, the top at the server, and the same answers as from the whole network."""
+
+import queue
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .building import Builder, placement
+from .cut import Smashed
+from .data.sources import Source
+from .errors import BadInput, RunFailed
+from .fit import fitted
+from .handshake import about, refusal
+from .meter import Meter
+from .recipes.recipe import Recipe
+from .run import data_of, parts_of, task_of
+from .task import Batch
+from .transports.grpc_client import NetworkLine
+from .transports.grpc_common import Tls
+from .transports.grpc_server import Gate
+from .wire import Message, loads, pack, unpack
+
+BATCH = 500
+
+
+def load_into(module: nn.Module, path: Path) -> nn.Module:
+    """Fill a module with trained weights, in eval mode; raises BadInput naming the file if it is not there or of another module."""
+    if not path.exists():
+        raise BadInput(f"{path} is not there; train first, or name the folder that run, serve or join wrote")
+    try:
+        module.load_state_dict(load_file(path))
+    except Exception as error:
+        raise BadInput(f"{path} does not fit this recipe ({str(error).partition(chr(10))[0]})") from error
+    return module.eval()
+
+
+class Answering:
+    """A server that answers batches with the outputs of a trained top, for every client that asks, until it is stopped."""
+
+    def __init__(self, recipe: Recipe, weights: Path, *, listen: str, names: list[str], tls: Tls | None) -> None:
+        torch.set_num_threads(recipe.num_threads)
+        data = data_of(recipe)
+        self.top = load_into(parts_of(recipe, data).top, weights / "top.safetensors").to(recipe.device)
+        self.recipe = recipe
+        self.autocast = Builder(recipe, parts_of(recipe, data), data.train, task_of(recipe), Meter()).training.autocast
+        mine = about(recipe)["recipe"]
+        self.gate = Gate(listen, names, lambda name, hello: refusal(mine, hello.get("recipe")), tls=tls)
+        self.answered = 0
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Answer until `stop` says so."""
+        try:
+            while not stop():
+                try:
+                    event = self.gate.events.get(timeout=0.1)
+                except queue.Empty:
+                    continue
+                received = event.received
+                if received is None or self.gate.peers[event.client].session is not event.session:
+                    continue
+                if received.frame is not None:
+                    try:
+                        self._answer(event.client, unpack(loads(received.frame), {}))
+                    except (BadInput, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+                        self.gate.turn_away(event.client, f"this top cannot take that ({str(error).partition(chr(10))[0]})")
+                event.session.take(received)
+        finally:
+            self.gate.close(1.0)
+
+    def _answer(self, k: int, message: Message) -> None:
+        tensors = {name.partition("/")[2] or "main": t.to(self.recipe.device) for name, t in message.tensors.items()}
+        with torch.no_grad(), self.autocast():
+            output = self.top(tensors.pop("main"), **tensors)
+        self.gate.post(k, pack(Message("outputs", {"outputs": output}, client=k, step=message.step), {}))
+        self.answered += len(output)
+
+
+class Remote:
+    """The top as a client reaches it over a line."""
+
+    def __init__(self, line: NetworkLine) -> None:
+        self.line, self.step = line, 0
+        self.k = line.connect()
+
+    def __call__(self, z: Smashed) -> Tensor:
+        """Return the top's outputs for the activations of a batch."""
+        self.step += 1
+        self.line.send(pack(Message("predict", z.tensors("smashed"), client=self.k, step=self.step), {}), 0)
+        return unpack(self.line.receive(), {}).tensors["outputs"]
+
+
+class Owner:
+    """A data owner's trained modules."""
+
+    def __init__(self, recipe: Recipe, weights: Path) -> None:
+        torch.set_num_threads(recipe.num_threads)
+        self.data = data_of(recipe).to(recipe.device)
+        parts, source = parts_of(recipe, self.data), self.data.train
+        builder = Builder(recipe, parts, source, fitted(task_of(recipe), recipe, parts, source), Meter())
+        client = builder.owner(0, torch.arange(1)).client
+        self.task, self.autocast, self.place = client.task, builder.training.autocast, placement(recipe)
+        names = [n for n in ("bottom", "tail", "auxiliary") if n in client.modules]
+        self.modules: dict[str, Any] = {
+            name: load_into(client.modules[name], weights / f"{name}.safetensors") for name in names
+        }
+
+    def batches(self, source: Source) -> Iterator[Batch]:
+        for index in torch.arange(len(source)).split(BATCH):
+            batch = source.batch(index, None)
+            yield batch._replace(x=self.place(batch.x))
+
+    def outputs(self, batch: Batch, remote: Remote | None) -> Tensor:
+        """Return the whole network's outputs (N, ...), or without a server the auxiliary head's."""
+        with torch.no_grad(), self.autocast():
+            z = Smashed.through(self.modules["bottom"], batch)
+        if remote is None:
+            with torch.no_grad(), self.autocast():
+                return z.into(self.modules["auxiliary"]).float()
+        output = remote(z)
+        with torch.no_grad(), self.autocast():
+            return (self.modules["tail"](output) if "tail" in self.modules else output).float()
+
+
+def predict(
+    recipe: Recipe, weights: Path, *, server: str | None, name: str, tls: Tls | None = None, local: bool = False, patience: float = 10.0,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    """Return the outputs for the recipe's test set, (n, ...), and the task's metrics on them.
+
+    With `local`, if the server cannot be reached within `patience` seconds, the answers are those of the auxiliary head, and that is said.
+    Raises BadInput, and RunFailed if the server stays away.
+    """
+    owner = Owner(recipe, weights)
+    if local and "auxiliary" not in owner.modules:
+        raise BadInput(f"--local needs an auxiliary head, and {weights} has none; train with a method that has one")
+    source = owner.data.test
+    line = NetworkLine(server, name, about(recipe), tls=tls, patience=patience, say=say) if server else None
+    found: list[Tensor] = []
+    try:
+        try:
+            remote = Remote(line) if line is not None else None
+            found = [owner.outputs(batch, remote) for batch in owner.batches(source)]
+        except RunFailed as error:
+            if not local:
+                raise
+            say(f"{error}: these are the answers of the auxiliary head, not of the whole network")
+            found = [owner.outputs(batch, None) for batch in owner.batches(source)]
+    finally:
+        if line is not None:
+            line.close()
+    outputs = torch.cat(found)
+    y = torch.cat([batch.y for batch in owner.batches(source)])
+    return outputs, {metric: float(function(outputs, y)) for metric, function in owner.task.metrics.items()}
+
+
+def write(outputs: Tensor, path: Path) -> None:
+    """Write one line a sample: the class of the largest output where there are several, and the outputs."""
+    rows = outputs.reshape(len(outputs), -1).tolist()
+    header = ",".join(["sample", "answer", *(f"output{i}" for i in range(len(rows[0])))])
+    lines = [
+        ",".join(
+            [
+                str(n),
+                str(max(range(len(row)), key=row.__getitem__) if len(row) > 1 else row[0]),
+                *(f"{value:.9g}" for value in row),
+            ]
+        )
+        for n, row in enumerate(rows)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *lines]) + "\n")

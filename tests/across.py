@@ -1,0 +1,77 @@
+"""The same recipes on every transport: the cases, a gRPC run with clients as threads, and what mpiexec starts.
+
+As a program: run all cases on the ranks of one mpiexec, into the folder that is given.
+"""
+
+import sys
+import threading
+from pathlib import Path
+
+from cutlayer.errors import BadInput
+from cutlayer.join import join
+from cutlayer.methods import METHODS
+from cutlayer.recipes.recipe import make, method_class
+from cutlayer.serve import Serving
+
+BASE = {
+    "data": "digits", "model": "resnet8", "num_train": 44, "num_test": 16, "rounds": 2, "batch_size": 8, "num_threads": 1,
+    "num_clients": 2, "lr": 0.05,
+}  # fmt: skip
+SCHEDULES = {"relay": {"schedule": "relay"}, "copies": {"schedule": "parallel", "server_copies": True}}
+OPTIONS = {"auxiliary_loss": {"auxiliary": "mlp", "auxiliary_width": 8}, "loss_threshold": {"threshold": 10.0}}
+
+
+def cases():
+    """Return every legal recipe of method x schedule x (labels shared | kept), by name, and some with codecs and options."""
+    found = {}
+    for method in METHODS:
+        cut = {"cut": "none"} if getattr(method_class(method), "uncut", False) else {}
+        for schedule, fields in SCHEDULES.items():
+            for tail in (None, "last"):
+                try:
+                    recipe = make({**BASE, "method": method, **OPTIONS.get(method, {}), **cut, **fields, "tail": tail})
+                except BadInput:
+                    continue  # legal.py says why
+                found[f"{method}-{schedule}{'-tail' if tail else ''}"] = recipe
+    more = {
+        "carry": {"scheme": "vanilla", "hand_over": "carry", "momentum": 0.9},
+        "float8": {"scheme": "splitfed_v1", "codec": "smashed=float8,cut_grad=float8"},
+        "top-k": {"scheme": "splitfed_v1", "codec": "smashed=random_top_k@0.2,weights=uniform8"},
+        "local-norm": {"scheme": "splitfed_v1", "batch_norm": "local", "checkpoint_every": 1},
+    }
+    return found | {name: make({**BASE, **fields}) for name, fields in more.items()}
+
+
+def over_grpc(recipe, out, names=(), tls=None, watch=lambda serving: None, **how):
+    """Serve a recipe here, with its clients as threads; return the result and the server."""
+    serving = Serving(recipe, out / "server", listen="127.0.0.1:0", names=names, watch=watch, tls=tls, **how)
+    failed = []
+
+    def client(name):
+        try:
+            join(recipe, out / name, server=f"127.0.0.1:{serving.gate.port}", name=name, patience=20.0)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=client, args=(name,)) for name in serving.names]
+    for thread in threads:
+        thread.start()
+    try:
+        result = serving.run()
+    finally:
+        for thread in threads:
+            thread.join(30)
+    assert not failed, failed
+    return result, serving
+
+
+def main(out):
+    from cutlayer import cluster, figures
+
+    figures.draw = lambda groups, metric: []
+    for name, recipe in cases().items():
+        cluster.run(make({**recipe.flat(), "transport": "mpi"}), out / name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
