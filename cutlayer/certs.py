@@ -11,6 +11,7 @@ from .transports.grpc_common import SERVER_NAME, Tls
 
 try:
     from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -20,34 +21,43 @@ except ImportError as error:
 DAYS = 30
 
 
-def demo(folder: Path, names: Sequence[str], days: float = DAYS) -> list[Path]:
-    """Write an authority's certificate, and one with its key for the server and each client, and return the files.
+class Authority:
+    """A new authority whose key is nowhere but here; it writes its certificate, and issues others, to a folder."""
 
-    The authority's own key is thrown away, so no further party can be let in by this set. Raises BadInput if there is a set already.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "ca.pem").exists():
-        raise BadInput(f"{folder} holds a set of certificates already; choose another folder, or delete it")
-    authority, authority_key = _name("cutlayer demo authority"), ec.generate_private_key(ec.SECP256R1())
-    ca = _certificate(authority, authority_key.public_key(), authority, max(days, 1.0))
-    ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    written = [_write(folder / "ca.pem", _pem(ca.sign(authority_key, hashes.SHA256())))]
-    for name in (SERVER_NAME, *names):
+    def __init__(self, folder: Path, days: float = DAYS) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.name, self.key = folder, _name("cutlayer demo authority"), ec.generate_private_key(ec.SECP256R1())
+        builder = _certificate(self.name, self.key.public_key(), self.name, days)
+        self.ca = self._sign(builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True), "ca")
+
+    def issue(self, name: str, days: float = DAYS) -> Tls:
+        """Write a certificate made out to a party, and its key, and return the files."""
         key, is_server = ec.generate_private_key(ec.SECP256R1()), name == SERVER_NAME
         called = [x509.DNSName(name)] + ([x509.DNSName("localhost")] if is_server else [])
         usage = ExtendedKeyUsageOID.SERVER_AUTH if is_server else ExtendedKeyUsageOID.CLIENT_AUTH
-        made = (
-            _certificate(_name(name), key.public_key(), authority, days)
+        builder = (
+            _certificate(_name(name), key.public_key(), self.name, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(called), critical=False)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         )
         pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        written += [
-            _write(folder / f"{name}.pem", _pem(made.sign(authority_key, hashes.SHA256()))),
-            _write(folder / f"{name}.key", pem),
-        ]
-    return written
+        return Tls(self.ca, self._sign(builder, name), _write(self.folder / f"{name}.key", pem))
+
+    def _sign(self, builder: x509.CertificateBuilder, name: str) -> Path:
+        signed = builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        return _write(self.folder / f"{name}.pem", signed)
+
+
+def demo(folder: Path, names: Sequence[str], days: float = DAYS) -> list[Path]:
+    """Write an authority's certificate, and one with its key for the server and each client, and return the files.
+
+    The authority's own key is thrown away, so no further party can be let in by this set. Raises BadInput if there is a set already.
+    """
+    if (folder / "ca.pem").exists():
+        raise BadInput(f"{folder} holds a set of certificates already; choose another folder, or delete it")
+    authority = Authority(folder, days)
+    return [authority.ca] + [path for name in (SERVER_NAME, *names) for path in authority.issue(name, days)[1:]]
 
 
 def _certificate(subject: x509.Name, key: ec.EllipticCurvePublicKey, issuer: x509.Name, days: float) -> x509.CertificateBuilder:
@@ -56,10 +66,6 @@ def _certificate(subject: x509.Name, key: ec.EllipticCurvePublicKey, issuer: x50
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=365))
     return builder.not_valid_after(now + datetime.timedelta(days=days))
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _name(name: str) -> x509.Name:
@@ -95,5 +101,7 @@ def check(tls: Tls, name: str) -> None:
             raise BadInput(f"{what} {str(path)!r} is valid from {first:%Y-%m-%d} to {last:%Y-%m-%d}; get a new one")
     if own.public_key() != mine.public_key():
         raise BadInput(f"--key {str(tls.key)!r} does not belong to --cert {str(tls.cert)!r}")
-    if mine.issuer != authority.subject:
-        raise BadInput(f"--cert {str(tls.cert)!r} was not issued by the authority of --ca {str(tls.ca)!r}")
+    try:
+        mine.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise BadInput(f"--cert {str(tls.cert)!r} was not issued by the authority of --ca {str(tls.ca)!r}") from error

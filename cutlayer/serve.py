@@ -48,7 +48,6 @@ class Serving:
                 raise BadInput(f"{flag} {value}: from 1 to num_clients = {n}")
         self.recipe, self.start_timeout, self.late_join, self.say, self.watch = recipe, start_timeout, late_join, say, watch
         check_folder(recipe, out)
-        torch.set_num_threads(recipe.num_threads)
         data = data_of(recipe).to(recipe.device)
         elsewhere = Partition(data.train, (torch.empty(0, dtype=torch.long),) * n, "elsewhere", torch.zeros(0, 0))
         self.side = ServerSide(
@@ -65,6 +64,7 @@ class Serving:
     def run(self) -> Result:
         """Serve to the end of training and return the result."""
         since = time.monotonic()
+        torch.set_num_threads(self.recipe.num_threads)
         try:
             while not self.host.done:
                 if not self.host.begun and not self._barrier(time.monotonic() - since):

@@ -204,8 +204,10 @@ class NetworkLine:
 def reason(error: Exception) -> str:
     """Return why a connection broke, in a few words."""
     code, details = error.code().name, error.details() or ""  # type: ignore[attr-defined]
-    if "handshake" in details.lower() or "certificate" in details.lower() or "ssl" in details.lower():
-        return "the TLS handshake failed: the two ends' certificates are not of one authority, or have expired"
-    if "connection refused" in details.lower() or "failed to connect" in details.lower():
+    if "handshake failed" in details.lower():
+        return f"its certificate is not one of this authority's made out to {SERVER_NAME!r}, or has expired: the TLS handshake failed"
+    if "connection refused" in details.lower():
         return "nobody listens there"
+    if "failed to connect" in details.lower():
+        return "it ended the TLS handshake: this certificate is of another authority or has expired, or one end is plain text"
     return f"{code}: {details[:120]}"

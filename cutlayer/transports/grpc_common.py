@@ -43,7 +43,7 @@ def keepalive(seconds: float) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", max(1000, ms // 2)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", ms // 2),  # the server's leave for such pings
+        ("grpc.http2.min_ping_interval_without_data_ms", ms // 2),  # the server's leave for such pings
     ]
 
 

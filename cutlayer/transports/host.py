@@ -44,7 +44,7 @@ class Host:
         self.server, self.link, self.book, self.labels, self.post = server, link, book, labels, post
         self.patience, self.quorum, self.say = patience, quorum, say
         self.names = names or [f"client{k}" for k in range(server.schedule.plan.num_clients)]
-        self.first = book.built()
+        self.first = copy.deepcopy(book.built())
         self.incarnation = 0
         self.there: set[int] = set()
         self.ball: set[int] = set()  # clients that are there and have something to do

@@ -1,0 +1,466 @@
+"""A server and its clients over real connections: who is let in, what broken lines and dead parties cost, and what strangers can do."""
+
+import os
+import random
+import socket
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from across import BASE, over_grpc
+from conftest import equal
+
+from cutlayer.certs import Authority, check, demo
+from cutlayer.errors import BadInput, RunFailed
+from cutlayer.handshake import about
+from cutlayer.join import join
+from cutlayer.recipes.recipe import make
+from cutlayer.run import run_recipe
+from cutlayer.serve import Serving
+from cutlayer.transports.grpc_client import NetworkLine
+from cutlayer.transports.grpc_common import METHOD, Tls, check_address, grpc
+from cutlayer.transports.grpc_server import Gate
+from cutlayer.transports.session import CHUNK, RECORD, control
+from cutlayer.wire import Message, dumps, loads, pack
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+RELAY, COPIES = make({**BASE, "scheme": "vanilla"}), make({**BASE, "scheme": "splitfed_v1"})
+
+
+class Dead(BaseException):
+    """A client's process is gone."""
+
+
+class Net:
+    """A server in a thread, and clients in threads that may die after some batches and come back."""
+
+    def __init__(self, recipe, out, **how):
+        self.recipe, self.out, self.lines, self.result, self.error = recipe, out, [], None, None
+        self.serving = Serving(recipe, out / "server", listen="127.0.0.1:0", say=self.lines.append, **how)
+        self.port = self.serving.gate.port
+        self.threads, self.failed = [], {}
+        self.server = threading.Thread(target=self._serve)
+        self.server.start()
+
+    def _serve(self):
+        try:
+            self.result = self.serving.run()
+        except Exception as error:
+            self.error = error
+
+    def join(self, name, dies_after=None, port=None, **how):
+        """Start a client; it dies after so many batches."""
+        seen = 0
+
+        def tick():
+            nonlocal seen
+            seen += 1
+            if dies_after is not None and seen > dies_after:
+                raise Dead
+
+        def client():
+            try:
+                join(
+                    how.pop("recipe", self.recipe), self.out / name, server=f"127.0.0.1:{port or self.port}", name=name, tick=tick,
+                    **{"patience": 15.0, "say": self.lines.append, **how},
+                )  # fmt: skip
+            except Dead:
+                pass
+            except Exception as error:
+                self.failed[name] = error
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        self.threads.append(thread)
+        return thread
+
+    def wait(self, timeout=60):
+        """Wait for the end and return the result."""
+        self.server.join(timeout)
+        assert not self.server.is_alive(), self.lines
+        for thread in self.threads:
+            thread.join(timeout)
+        if self.error:
+            raise self.error
+        assert not self.failed, self.failed
+        return self.result
+
+    def said(self, text):
+        return any(text in line for line in self.lines)
+
+
+def until(true, timeout=15.0):
+    end = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("recipe", [RELAY, COPIES], ids=["relay", "copies"])
+@pytest.mark.parametrize("dies_after", [0, 2, 4])
+def test_a_client_that_dies_and_returns_changes_no_weight_and_no_byte(recipe, dies_after, tmp_path):
+    whole, net = run_recipe(recipe), Net(recipe, tmp_path)
+    net.join("client0")
+    net.join("client1", dies_after).join()
+    net.join("client1")
+    result = net.wait()
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+    payload = {
+        (way, role): cell["payload"]
+        for way in ("up", "down")
+        for role, cell in result.summary["bytes"][way].items()
+        if cell["payload"]
+    }
+    assert payload == {
+        (way, role): cell["payload"]
+        for way in ("up", "down")
+        for role, cell in whole.summary["bytes"][way].items()
+        if cell["payload"]
+    }
+
+
+def test_what_was_sent_in_vain_is_counted_as_repeated(tmp_path):
+    net = Net(COPIES, tmp_path)
+    net.join("client0")
+    net.join("client1", 2).join()
+    net.join("client1")
+    result = net.wait()
+    assert result.summary["bytes"]["up"]["repeated"]["wire"] > 0
+    assert net.said("client1 is back; all go on from mark 0")
+
+
+def test_relay_passes_the_turn_of_who_left_and_takes_it_back_in_the_next_round(tmp_path):
+    recipe = make({**BASE, "scheme": "vanilla", "rounds": 4})
+    net = Net(recipe, tmp_path, patience=0.5)
+    net.join("client1")
+    net.join("client0", 0).join()
+    until(lambda: net.said("client0 has been away for 0.5 s; the others go on without it from mark 0"))
+    net.join("client0")
+    result = net.wait()
+    assert len(result.records) == 4
+    assert result.summary["samples"] == [22, 22]
+
+
+def test_quorum_waits_and_says_so(tmp_path):
+    net = Net(COPIES, tmp_path, patience=0.3, quorum=2)
+    net.join("client0")
+    net.join("client1", 1).join()
+    until(lambda: net.said("waiting for client1: without it 1 clients are left, and quorum is 2"))
+    net.join("client1")
+    whole = run_recipe(COPIES)
+    assert equal(whole.modules["bottom"], net.wait().modules["bottom"])
+
+
+def test_the_start_barrier_names_who_is_missing(tmp_path):
+    net = Net(COPIES, tmp_path, start_timeout=1.0)
+    net.join("client1")
+    with pytest.raises(RunFailed, match=r"1 of 2 clients came within 1 s; missing: client0"):
+        net.wait()
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_party_never_seen_before_may_join_at_a_round_with_late_join_alone(late, tmp_path):
+    recipe = make({**BASE, "scheme": "splitfed_v1", "rounds": 6})
+    net = Net(recipe, tmp_path, wait_for=1, late_join=late)
+    net.join("client0")
+    until(lambda: net.serving.host.begun)
+    net.join("client1")
+    if late:
+        net.wait()
+        assert net.said("client1 is here; it takes part from the next round on") or net.serving.host.over
+    else:
+        with pytest.raises(AssertionError, match="begun without client1, and this server was not started with --late-join"):
+            net.wait()
+
+
+class Proxy:
+    """A line that can be cut: forwards a port to another, and breaks every connection when told to."""
+
+    def __init__(self, port):
+        self.port_there, self.open = port, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                here, _ = self.listener.accept()
+                there = socket.create_connection(("127.0.0.1", self.port_there))
+                self.open += [here, there]
+                for a, b in ((here, there), (there, here)):
+                    threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
+
+    def _pump(self, a, b):
+        with suppress(OSError):
+            while data := a.recv(1 << 16):
+                b.sendall(data)
+        self._end(a, b)
+
+    @staticmethod
+    def _end(*sockets):
+        for each in sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def cut(self):
+        broken, self.open = self.open, []
+        self._end(*broken)
+
+
+@pytest.mark.parametrize("scheme", ["splitfed_v1", "locsplitfed"])
+def test_a_broken_line_only_sends_again_exactly_once(scheme, tmp_path):
+    recipe = make({**BASE, "scheme": scheme, "rounds": 5})
+    whole, net = run_recipe(recipe), Net(recipe, tmp_path)
+    proxy = Proxy(net.port)
+    net.join("client0", port=proxy.port)
+    net.join("client1")
+    for _ in range(4):
+        time.sleep(0.25)
+        proxy.cut()
+    result = net.wait()
+    assert net.said("connected to 127.0.0.1") or result is not None
+    assert net.serving.host.incarnation == 1  # nobody went back to anything
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+    assert result.summary["bytes"] == whole.summary["bytes"]
+
+
+def test_an_idle_connection_is_kept_alive_and_not_opened_anew(tmp_path):
+    net = Net(COPIES, tmp_path, keepalive_s=1.0)
+    net.join("client0", keepalive_s=1.0)
+    time.sleep(4.0)
+    net.join("client1", keepalive_s=1.0)
+    net.wait()
+    assert not net.said("no connection")
+    assert not net.said("again")
+
+
+def test_the_server_is_started_again_and_clients_come_by_themselves(tmp_path):
+    recipe = make({**BASE, "scheme": "splitfed_v1", "rounds": 4})
+    whole = run_recipe(recipe)
+
+    class Gone(Exception):
+        pass
+
+    def watch(serving):
+        if serving.host.server.schedule.round == 2:
+            raise Gone
+
+    net = Net(recipe, tmp_path, watch=watch)
+    port = net.port
+    for name in ("client0", "client1"):
+        net.join(name, patience=30.0)
+    net.server.join(30)
+    assert isinstance(net.error, Gone)
+    serving = Serving(recipe, tmp_path / "server", listen=f"127.0.0.1:{port}")
+    assert serving.side.newest()[1] >= 2
+    result = serving.run()
+    for thread in net.threads:
+        thread.join(30)
+    assert not net.failed
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+def test_32_clients_and_every_byte_of_them(tmp_path):
+    recipe = make({**BASE, "model": "mlp", "scheme": "splitfed_v1", "num_clients": 32, "num_train": 256, "rounds": 2})
+    whole = run_recipe(recipe)
+    result, serving = over_grpc(recipe, tmp_path)
+    assert result.summary["bytes"] == whole.summary["bytes"]
+    assert len(result.summary["bytes"]["client"]) == 32
+    assert equal(whole.modules["top"], result.modules["top"])
+    assert not serving.gate.events.qsize() or serving.host.done
+
+
+def test_a_frame_of_300_mb_crosses():
+    gate = Gate("127.0.0.1:0", ["client0"], lambda name, hello: None, tls=None)
+    line = NetworkLine(f"127.0.0.1:{gate.port}", "client0", {}, tls=None)
+    try:
+        line.connect()
+        sent = torch.arange(75_000_000, dtype=torch.int32)
+        line.send(pack(Message("smashed", {"smashed": sent}), {}), 0)
+        event = next(e for e in iter(lambda: gate.events.get(timeout=60), None) if e.received is not None)
+        assert torch.equal(loads(event.received.frame).roles[0].parts[0], sent)
+        event.session.take(event.received)
+        assert line.session.settled(10)
+    finally:
+        line.close()
+        gate.close()
+
+
+# Who is let in
+
+NAMES = ("alice", "bob")
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """Certificates of one authority by party, some that are not in order, and those of a foreign authority."""
+    folder = tmp_path_factory.mktemp("certs")
+    mine, foreign = Authority(folder / "mine"), Authority(folder / "foreign")
+    found = {name: mine.issue(name) for name in ("server", *NAMES, "mallory")}
+    late = Authority.issue
+    found["foreign"] = foreign.issue("alice")._replace(ca=mine.ca)
+    expired = folder / "mine" / "old"
+    expired.mkdir()
+    mine.folder = expired
+    found["expired"] = late(mine, "alice", days=-1.0)
+    return found
+
+
+def refused(net, name, tls, recipe=COPIES, patience=2.0):
+    """Return what a party is told that must not come in."""
+    line = NetworkLine(
+        f"127.0.0.1:{net.port}", name, about(make({**recipe.flat(), "transport": "grpc"})), tls=tls, patience=patience
+    )
+    try:
+        with pytest.raises((BadInput, RunFailed)) as caught:
+            line.connect()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+    finally:
+        line.close()
+
+
+def test_eight_hostile_cases_over_tls_change_nothing(tls, tmp_path):
+    whole = run_recipe(COPIES)
+    net = Net(COPIES, tmp_path, tls=tls["server"], names=NAMES)
+    before = {name: t.clone() for name, t in net.serving.host.server.top.state_dict().items()}
+    for wrong in (tls["foreign"], tls["expired"], None):
+        assert "is of another authority or has expired, or one end is plain text" in refused(net, "alice", wrong)
+    assert "'mallory' is not a client of this run; those are alice, bob" in refused(net, "mallory", tls["mallory"])
+    assert "made out to mallory, not to 'alice'" in refused(net, "alice", tls["mallory"])
+    assert "rounds = 2 here, 9 there" in refused(net, "alice", tls["alice"], make({**COPIES.flat(), "rounds": 9}))
+    net.join("alice", tls=tls["alice"])
+    until(lambda: net.said("alice is here"))
+    assert "connected already; a second connection" in refused(net, "alice", tls["alice"])
+    # one who is let in, and then sends what nobody sends, in another's name
+    message = pack(Message("smashed", {"smashed": torch.zeros(1, 4)}, client=0), {})
+    bad = NetworkLine(
+        f"127.0.0.1:{net.port}", "bob", about(make({**COPIES.flat(), "transport": "grpc"})), tls=tls["bob"], patience=5
+    )
+    bad.connect()
+    bad.session.put(7, b"no such kind")
+    bad.send(message, 0)
+    bad.close()
+    assert equal(before, net.serving.host.server.top.state_dict())
+    net.join("bob", tls=tls["bob"])
+    result = net.wait()
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+def test_a_client_refuses_a_server_that_is_not_made_out_to_be_one(tls, tmp_path):
+    net = Net(COPIES, tmp_path, tls=tls["mallory"], names=NAMES, start_timeout=4.0)
+    assert "TLS handshake failed" in refused(net, "alice", tls["alice"])
+    with pytest.raises(RunFailed, match="missing: alice, bob"):
+        net.wait()
+
+
+def test_a_party_in_the_middle_of_a_run_that_sends_nonsense_is_turned_away_and_undone(tmp_path):
+    whole, net = run_recipe(COPIES), Net(COPIES, tmp_path)
+    net.join("client0")
+    line = NetworkLine(f"127.0.0.1:{net.port}", "client1", about(make({**COPIES.flat(), "transport": "grpc"})), tls=None)
+    assert line.connect() == 1
+    start = line.hello(lambda: [])
+    shapes = {"smashed": torch.zeros(8, 3, 2, 2), "labels": torch.zeros(8, dtype=torch.long)}
+    hello = Message("sync", {}, {"done": 0.0, "version": 0.0, "weight": 9.0, "batches": 3.0, "left": 3.0}, client=1)
+    for message in (hello, Message("smashed", shapes, client=1)):
+        packed = pack(message, {})
+        line.send(type(packed)(packed.message, packed.roles, incarnation=start.incarnation), 0)
+    until(lambda: net.said("client1 is turned away"))
+    with pytest.raises(BadInput, match="refuses: it sent what this server cannot use"):
+        [line.receive() for _ in range(9)]
+    line.close()
+    net.join("client1")
+    result = net.wait()
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+@pytest.mark.parametrize("seconds", [10.0])
+def test_fuzz_on_the_listening_port_changes_nothing(seconds, tmp_path):
+    whole, net = run_recipe(COPIES), Net(COPIES, tmp_path)
+    fuzz_port(net.port, seconds, seed=int(os.environ.get("CUTLAYER_FUZZ_SEED", "0")))
+    assert net.serving.host.there == set()
+    for name in ("client0", "client1"):
+        net.join(name)
+    result = net.wait()
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+NAMED, RECEIVED = ["client0", 7, None, "x" * 999], [0, -1, 1 << 70, "0"]
+
+
+def fuzz_port(port, seconds, seed):
+    """Talk nonsense to a port: raw bytes, half a greeting of HTTP/2, and streams of records that no session sends."""
+    rng, end = random.Random(seed), time.monotonic() + seconds
+    tries = 0
+    while time.monotonic() < end:
+        tries += 1
+        if rng.random() < 0.5:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as raw:
+                raw.sendall(
+                    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if rng.random() < 0.5 else b"") + rng.randbytes(rng.randrange(200))
+                )
+            continue
+        records = [
+            rng.choice([
+                rng.randbytes(rng.randrange(80)),
+                control(kind="hello", name=rng.choice(NAMED), life="f", received=rng.choice(RECEIVED), protocol=1),
+                RECORD.pack(CHUNK, rng.randrange(4), 0, rng.randrange(1 << 50)) + rng.randbytes(30),
+            ])
+            for _ in range(rng.randrange(1, 5))
+        ]  # fmt: skip
+        with suppress(grpc.RpcError), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            list(channel.stream_stream(METHOD)(iter(records), timeout=2))
+    assert tries > seconds
+
+
+def test_10_seconds_of_fuzz_on_loads():
+    rng, end = random.Random(int(os.environ.get("CUTLAYER_FUZZ_SEED", "0"))), time.monotonic() + 10.0
+    frame = dumps(pack(Message("smashed", {"smashed": torch.randn(3, 4), "labels": torch.arange(3)}, {"a": 1.0}, client=1), {}))
+    refusals = 0
+    while time.monotonic() < end:
+        data = bytearray(frame if rng.random() < 0.8 else rng.randbytes(rng.randrange(300)))
+        for _ in range(rng.randrange(1, 6)):
+            if data:
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            data = data[: rng.randrange(len(data) + 1)]
+        try:
+            assert dumps(loads(bytes(data))) == bytes(data)
+        except BadInput:
+            refusals += 1
+    assert refusals > 1000
+
+
+def test_certificates_say_what_is_wrong_with_them(tls, tmp_path):
+    check(tls["alice"], "alice")
+    for name, who, why in (
+        ("foreign", "alice", "was not issued by the authority"),
+        ("alice", "bob", "made out to alice, not to 'bob'"),
+        ("expired", "alice", "is valid from"),
+    ):
+        with pytest.raises(BadInput, match=why):
+            check(tls[name], who)
+    with pytest.raises(BadInput, match="does not belong to"):
+        check(tls["alice"]._replace(key=tls["bob"].key), "alice")
+    with pytest.raises(BadInput, match="No such file"):
+        check(Tls(tmp_path / "ca", tmp_path / "cert", tmp_path / "key"), "alice")
+    demo(tmp_path / "set", ["alice"])
+    with pytest.raises(BadInput, match="holds a set of certificates already"):
+        demo(tmp_path / "set", ["alice"])
+    assert (tmp_path / "set" / "alice.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "why"), [("nowhere", "write HOST:PORT"), ("0.0.0.0:7000", "plain text is for this machine alone")]
+)
+def test_addresses_are_checked(address, why):
+    with pytest.raises(BadInput, match=why):
+        check_address(address, True, "--listen")
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(BadInput, match="cannot be had"):
+        Gate(f"127.0.0.1:{taken.getsockname()[1]}", ["a"], lambda name, hello: None, tls=None)
