@@ -3,7 +3,7 @@
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -113,18 +113,28 @@ def _header(packed: Packed) -> bytes:
     return (fixed + rest).ljust(size, b"\0")
 
 
-def _raw(tensor: Tensor) -> bytes:
+def flat(tensor: Tensor) -> Tensor:
+    """Return a tensor's bytes (n,) uint8 in the order in which they are sent, without a copy where they lie so on a CPU."""
     if lies_channels_last(tensor):
         tensor = tensor.permute(0, 2, 3, 1)
-    flat = tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
-    return flat.numpy().tobytes().ljust(_padded(flat.numel(), 8), b"\0")
+    return tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
+
+
+def pieces(packed: Packed) -> Iterator[bytes | memoryview]:
+    """Yield the frame without its checksum, in order and uncopied: for a medium that lets no byte be damaged."""
+    yield packed.header
+    for role in packed.roles:
+        for part in role.parts:
+            raw = flat(part)
+            yield memoryview(raw.numpy())  # type: ignore[arg-type]
+            yield bytes(_padded(len(raw), 8) - len(raw))
 
 
 def dumps(packed: Packed) -> bytes:
     """Return the frame: fixed-width header padded to 64 bytes, then the raw tensors, each padded to 8 bytes."""
-    buffers = b"".join(_raw(part) for role in packed.roles for part in role.parts)
-    checksum = zlib.crc32(buffers, zlib.crc32(packed.header))
-    return packed.header[: FIXED.size - 4] + struct.pack("<I", checksum) + packed.header[FIXED.size :] + buffers
+    data = bytearray(b"".join(pieces(packed)))
+    struct.pack_into("<I", data, FIXED.size - 4, zlib.crc32(data))
+    return bytes(data)
 
 
 class _Reader:
@@ -169,10 +179,36 @@ def _shapes(reader: _Reader, num_roles: int) -> Iterator[tuple[str, bool, list[t
         yield role, bool(coded), parts
 
 
-def loads(data: bytes | bytearray | memoryview) -> Packed:
-    """Return the message of a frame; every count, rank and size is checked before anything is allocated.
+class Outline(NamedTuple):
+    """What a header says of the frame it begins: the message, its tensors' dtypes, layouts and shapes, and their bytes."""
 
-    Raises BadInput on anything that `dumps` would not have written.
+    header: bytes  # without its checksum
+    message: Message
+    incarnation: int
+    roles: list[tuple[str, bool, list[tuple[torch.dtype, int, tuple[int, ...]]]]]
+    lengths: list[int]
+    checksum: int
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header) + sum(_padded(length, 8) for length in self.lengths)
+
+    def packed(self, raws: Sequence[Tensor]) -> Packed:
+        """Return the message, given the bytes (n,) uint8 of every tensor; raises BadInput if `dumps` writes another header for it."""
+        left = iter(raws)
+        roles = tuple(
+            Coded(role, coded, tuple(_tensor(next(left), *part) for part in parts)) for role, coded, parts in self.roles
+        )
+        packed = Packed(self.message, roles, owned=True, incarnation=self.incarnation)
+        if packed.header != self.header or len({role.role for role in roles}) < len(roles):
+            raise BadInput("frame refused: its header is not how it is written; the sender speaks another version")
+        return packed
+
+
+def outline(data: bytes | bytearray | memoryview) -> Outline:
+    """Return what the header at the beginning of some bytes says; every count, rank and size is checked, nothing is allocated.
+
+    Raises BadInput on a header that `dumps` would not have written.
     """
     view = memoryview(data)
     if len(view) < FIXED.size:
@@ -192,35 +228,39 @@ def loads(data: bytes | bytearray | memoryview) -> Packed:
     if reader.at > size or _padded(reader.at, 64) != size:
         raise BadInput("frame refused: its header has another length than it says")
     lengths = [math.prod(shape) * dtype.itemsize for _, _, parts in described for dtype, _, shape in parts]
-    total = size + sum(_padded(length, 8) for length in lengths)
-    if total > MAX_BYTES or total != len(view):
-        raise BadInput(f"frame refused: it describes {total} bytes and has {len(view)}")
-    blank = bytes(view[: FIXED.size - 4]) + b"\0\0\0\0"
-    if zlib.crc32(view[FIXED.size :], zlib.crc32(blank)) != checksum:
-        raise BadInput("frame refused: its checksum does not match; the bytes were damaged on the way")
-    at, roles = size, []
-    for role, coded, parts in described:
-        tensors = []
-        for dtype, layout, shape in parts:
-            length = math.prod(shape) * dtype.itemsize
-            tensors.append(_tensor(view[at : at + length], dtype, layout, shape))
-            if any(view[at + length : at + _padded(length, 8)]):
-                raise BadInput(f"frame refused: bytes after a tensor of role {role!r} are not zero")
-            at += _padded(length, 8)
-        roles.append(Coded(role, coded, tuple(tensors)))
+    header = bytes(view[: FIXED.size - 4]) + b"\0\0\0\0" + bytes(view[FIXED.size : size])
     message = Message(kind, {}, numbers, client, step, REPLIES[reply], bool(is_open))
-    packed = Packed(message, tuple(roles), owned=True, incarnation=incarnation)
-    mine = FIXED.size - 4  # up to the checksum
-    same = packed.header[:mine] == view[:mine] and packed.header[FIXED.size :] == view[FIXED.size : size]
-    if not same or len({role.role for role in roles}) < len(roles):
-        raise BadInput("frame refused: its header is not how it is written; the sender speaks another version")
-    return packed
+    found = Outline(header, message, incarnation, described, lengths, checksum)
+    if found.nbytes > MAX_BYTES:
+        raise BadInput(f"frame refused: it describes {found.nbytes} bytes; at most {MAX_BYTES} are sent")
+    return found
 
 
-def _tensor(raw: memoryview, dtype: torch.dtype, layout: int, shape: tuple[int, ...]) -> Tensor:
+def loads(data: bytes | bytearray | memoryview, checked: bool = True) -> Packed:
+    """Return the message of a frame; every count, rank and size is checked before anything is allocated.
+
+    A writable buffer is taken over: the tensors lie in it. Without `checked` the frame has no checksum, because it came by a medium
+    that lets no byte be damaged. Raises BadInput on anything that `dumps` would not have written.
+    """
+    view, found = memoryview(data), outline(data)
+    if found.nbytes != len(view):
+        raise BadInput(f"frame refused: it describes {found.nbytes} bytes and has {len(view)}")
+    at = len(found.header)
+    if found.checksum != (zlib.crc32(view[at:], zlib.crc32(found.header)) if checked else 0):
+        raise BadInput("frame refused: its checksum does not match; the bytes were damaged on the way")
+    raws = []
+    for length in found.lengths:
+        raw, rest = view[at : at + length], view[at + length : at + _padded(length, 8)]
+        if any(rest):
+            raise BadInput("frame refused: bytes after a tensor are not zero")
+        owned = bytearray(raw) if view.readonly else raw
+        raws.append(torch.frombuffer(owned, dtype=torch.uint8) if length else torch.empty(0, dtype=torch.uint8))
+        at += len(raw) + len(rest)
+    return found.packed(raws)
+
+
+def _tensor(raw: Tensor, dtype: torch.dtype, layout: int, shape: tuple[int, ...]) -> Tensor:
     if layout == CHANNELS_LAST:
         n, c, h, w = shape
         return _tensor(raw, dtype, CONTIGUOUS, (n, h, w, c)).permute(0, 3, 1, 2)
-    if not len(raw):
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(shape)
+    return raw.view(dtype).reshape(shape) if raw.numel() else torch.empty(shape, dtype=dtype)

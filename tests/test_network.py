@@ -281,7 +281,7 @@ def test_a_frame_of_300_mb_crosses():
         sent = torch.arange(75_000_000, dtype=torch.int32)
         line.send(pack(Message("smashed", {"smashed": sent}), {}), 0)
         event = next(e for e in iter(lambda: gate.events.get(timeout=60), None) if e.received is not None)
-        assert torch.equal(loads(event.received.frame).roles[0].parts[0], sent)
+        assert torch.equal(loads(event.received.frame, checked=False).roles[0].parts[0], sent)
         event.session.take(event.received)
         assert line.session.settled(10)
     finally:
@@ -341,7 +341,7 @@ def test_eight_hostile_cases_over_tls_change_nothing(tls, tmp_path):
         f"127.0.0.1:{net.port}", "bob", about(make({**COPIES.flat(), "transport": "grpc"})), tls=tls["bob"], patience=5
     )
     bad.connect()
-    bad.session.put(7, b"no such kind")
+    bad.session.put(7, [b"no such kind"])
     bad.send(message, 0)
     bad.close()
     assert equal(before, net.serving.host.server.top.state_dict())

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BadInput
-from ..wire import Packed, dumps
+from ..frame import pieces
+from ..wire import Packed
 from .grpc_common import METHOD, PROTOCOL, Tls, check_address, grpc, keepalive
 from .member import Start
 from .session import FRAME, Closed, Received, Session, control, read_control
@@ -82,7 +83,7 @@ class Gate:
             if isinstance(what, Start):
                 self.peers[k].session.tell(kind="start", **what._asdict())
             else:
-                self.peers[k].session.put(FRAME, dumps(what))
+                self.peers[k].session.put(FRAME, pieces(what))
 
     def tell_all(self, **what: Any) -> None:
         """Tell every client that has been here, in order with its messages."""

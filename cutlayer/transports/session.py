@@ -3,15 +3,19 @@
 import json
 import struct
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+import torch
 
 from ..errors import BadInput
 from ..frame import MAX_BYTES
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = (1 << 20) + (1 << 13)  # activations of 1 MB and their header are one chunk
 WINDOW_BYTES = 8 << 20  # sent and not yet taken by the other end; a single larger message may be under way
+TOLD_BYTES, TOLD_S = WINDOW_BYTES // 4, 0.02  # what was taken is told at the latest after so many bytes or seconds
 MAX_CONTROL = 1 << 20
 CHUNK, ACK, CONTROL = 1, 2, 3
 RECORD = struct.Struct("<B7xQQQ")  # type, number of the message, acknowledged, bytes of the whole message
@@ -26,6 +30,10 @@ class Received(NamedTuple):
     label: int
     frame: memoryview | None
     told: dict[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.frame is None else len(self.frame)
 
 
 class Closed(Exception):
@@ -56,6 +64,26 @@ def _json(data: memoryview) -> dict[str, Any]:
     return found
 
 
+def chunked(data: Iterable[bytes | memoryview]) -> list[bytes]:
+    """Return bytes in chunks of CHUNK_BYTES, of which only the last is smaller."""
+    chunks, parts, size = list[bytes](), list[bytes | memoryview](), 0
+    for piece in data:
+        view = memoryview(piece)
+        while len(view):
+            part = view[: CHUNK_BYTES - size]
+            parts.append(part)
+            view, size = view[len(part) :], size + len(part)
+            if size == CHUNK_BYTES:
+                chunks.append(b"".join(parts))
+                parts, size = [], 0
+    return [*chunks, b"".join(parts)] if parts else chunks
+
+
+def room(size: int) -> memoryview:
+    """Return so many bytes that nothing has been written to."""
+    return memoryview(torch.empty(size, dtype=torch.uint8).numpy())  # type: ignore[arg-type]
+
+
 class Session:
     """One end of a conversation that outlives its connections.
 
@@ -71,32 +99,40 @@ class Session:
         """Begin anew, as the other end does that knows nothing of this conversation."""
         with self.changed:
             self.epoch += 1
-            self.unacked: deque[tuple[int, bytes]] = deque()
+            self.unacked: deque[tuple[int, list[bytes]]] = deque()
             self.last = self.acked = 0  # numbers of messages put in, and taken by the other end
             self.received = self.taken = self.told_taken = 0  # numbers of messages that came, were taken, and were said to be
+            self.untold = 0  # bytes that were taken and not said to be
             self.at, self.connection, self.closed = 0, 0, False
-            self.partial, self.filled = bytearray(), 0
+            self.partial, self.filled = room(0), 0
             self.changed.notify_all()
 
-    def put(self, kind: int, data: bytes, label: int = 0, block: bool = False, timeout: float | None = None) -> bool:
-        """Put in a message; `block` waits while the window is full, at most `timeout` seconds, and returns whether there was room."""
+    def put(
+        self, kind: int, data: Iterable[bytes | memoryview], label: int = 0, block: bool = False, timeout: float | None = None
+    ) -> bool:
+        """Put in a message, copied once, into the chunks that it is sent in.
+
+        `block` waits while the window is full, at most `timeout` seconds; returns whether there was room. Raises Closed.
+        """
         with self.changed:
             if block and not self.changed.wait_for(lambda: self.closed or self.unsettled() < WINDOW_BYTES, timeout):
                 return False
+        chunks = chunked([PREFIX.pack(label, kind), *data])
+        with self.changed:
             if self.closed:
                 raise Closed
             self.last += 1
-            self.unacked.append((self.last, PREFIX.pack(label, kind) + data))
+            self.unacked.append((self.last, chunks))
             self.changed.notify_all()
             return True
 
     def tell(self, **what: Any) -> None:
         """Put in a control record that arrives in order and exactly once, like a message."""
-        self.put(TOLD, json.dumps(what).encode())
+        self.put(TOLD, [json.dumps(what).encode()])
 
     def unsettled(self) -> int:
         """Return the bytes that the other end has not taken yet."""
-        return sum(len(data) for _, data in self.unacked)
+        return sum(len(chunk) for _, chunks in self.unacked for chunk in chunks)
 
     def settled(self, timeout: float) -> bool:
         """Wait until the other end has taken everything, and return whether it has."""
@@ -108,8 +144,8 @@ class Session:
         with self.changed:
             self._forget(received)
             self.connection += 1
-            self.at, self.filled, self.partial = self.acked + 1, 0, bytearray()
-            self.told_taken = 0
+            self.at, self.filled, self.partial = self.acked + 1, 0, room(0)
+            self.told_taken = self.untold = 0
             self.changed.notify_all()
             return self.connection
 
@@ -130,25 +166,32 @@ class Session:
         """Yield what a connection has to send, until it is over."""
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self._over(connection) or self.at <= self.last or self.told_taken < self.taken)
+                begin = time.monotonic()
+                while not (self._over(connection) or self.at <= self.last or self.untold >= TOLD_BYTES):
+                    waited = time.monotonic() - begin
+                    if self.told_taken < self.taken and waited >= TOLD_S:
+                        break
+                    self.changed.wait(TOLD_S - waited if self.told_taken < self.taken else None)
+                    if self.told_taken == self.taken:
+                        begin = time.monotonic()
                 if self._over(connection):
                     return
-                data, number = b"", self.at
+                chunks, number = list[bytes](), self.at
                 if self.at <= self.last:
-                    data = self.unacked[self.at - self.unacked[0][0]][1]
+                    chunks = self.unacked[self.at - self.unacked[0][0]][1]
                     self.at += 1
-                else:
-                    self.told_taken = self.taken
-            if not data:
-                yield RECORD.pack(ACK, 0, self.taken, 0)
-                continue
-            view = memoryview(data)
-            for first in range(0, len(view), CHUNK_BYTES):
+            if not chunks:
+                yield RECORD.pack(ACK, 0, self._told(), 0)
+            total = sum(map(len, chunks))
+            for chunk in chunks:
                 if self._over(connection):
                     return
-                self.told_taken = self.taken
-                head = RECORD.pack(CHUNK, number, self.told_taken, len(view))
-                yield b"".join((head, view[first : first + CHUNK_BYTES]))
+                yield RECORD.pack(CHUNK, number, self._told(), total) + chunk
+
+    def _told(self) -> int:
+        with self.changed:
+            self.told_taken, self.untold = self.taken, 0
+            return self.taken
 
     def _over(self, connection: int) -> bool:
         return self.closed or self.connection != connection
@@ -172,26 +215,28 @@ class Session:
             if number != self.received + 1 and not (number <= self.received and not self.filled):
                 raise BadInput(f"message {number} came after message {self.received}")
             if not self.filled:
-                self.partial = bytearray(total)
+                self.partial = room(total)
             if len(self.partial) != total or self.filled + len(payload) > total:
                 raise BadInput(f"message {number} has more than the {len(self.partial)} bytes that it said")
             self.partial[self.filled : self.filled + len(payload)] = payload
             self.filled += len(payload)
             if self.filled < total:
                 return None
-            data, self.partial, self.filled = self.partial, bytearray(), 0
+            data, self.partial, self.filled = self.partial, room(0), 0
             if number <= self.received:  # sent again because our word of it was lost
                 return None
             self.received = number
         label, told = PREFIX.unpack_from(data)
-        rest = memoryview(data)[PREFIX.size :]
+        rest = data[PREFIX.size :]
         return Received(self.epoch, label, None, _json(rest)) if told else Received(self.epoch, label, rest, {})
 
     def take(self, received: Received) -> None:
         """Say that a message, the oldest that came and was not taken, has been dealt with."""
         with self.changed:
-            self.taken += received.epoch == self.epoch
-            self.changed.notify_all()
+            if received.epoch == self.epoch:
+                self.taken += 1
+                self.untold += received.nbytes
+                self.changed.notify_all()
 
     def _forget(self, acked: int) -> None:
         while self.unacked and self.unacked[0][0] <= acked:
