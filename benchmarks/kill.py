@@ -182,21 +182,22 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20, help="of either kind: coming back, and staying away")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="keep the trials' folders here")
-    parser.add_argument("--no-rows", action="store_true", help="write no results")
+    parser.add_argument("--tiny", action="store_true", help="two trials of either kind, and no rows")
     args = parser.parse_args()
     console = Console()
     console.print(f"seed {args.seed}")
     generator = torch.Generator().manual_seed(args.seed)
     kept = tempfile.TemporaryDirectory() if args.out is None else None
     out = Path(kept.name) if kept else args.out
-    for n in range(2 * args.trials):
-        returns, schedule = n < args.trials, ("relay", "replicas")[n % 2]
+    trials = 2 if args.tiny else args.trials
+    for n in range(2 * trials):
+        returns, schedule = n < trials, ("relay", "replicas")[n % 2]
         victims = ("server", *NAMES) if returns else NAMES
         victim = victims[int(torch.randint(len(victims), (), generator=generator))]
         at = 1 + int(torch.randint(last_step(schedule, victim), (), generator=generator))
         row = trial(out / str(n), schedule, victim, returns, at)
         console.print(f"{n + 1}: {row}")
-        if not args.no_rows:
+        if not args.tiny:
             rows.write("kill", {"seed": args.seed, "trial": n, **row})
 
 

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "rows"))
 def test_tiny_profile(name, tmp_path):
-    where = ["--out", str(tmp_path)] if "--out" in (ROOT / "benchmarks" / f"{name}.py").read_text() else []
+    where = ["--out", str(tmp_path)] if 'add_argument("--out"' in (ROOT / "benchmarks" / f"{name}.py").read_text() else []
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--tiny", *where]
     results = ROOT / "benchmarks" / "results"
     before = {path: path.read_bytes() for path in results.glob("*")}

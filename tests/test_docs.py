@@ -11,8 +11,9 @@ from conftest import ROOT
 import cutlayer as cl
 import cutlayer.cli
 from cutlayer import frame
-from cutlayer.cli import Fields, _given, _sweep
+from cutlayer.cli import _sweep
 from cutlayer.compare import cells
+from cutlayer.flags import Fields, given
 from cutlayer.recipes import fields_of, load
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -101,7 +102,7 @@ def test_commands_of_the_pages_are_understood(words):
         else:
             kept += flags[i : i + 2]
             i += 2
-    fields = _given(tyro.cli(Fields, args=kept))
+    fields = given(tyro.cli(Fields, args=kept))
     if verb == "compare":
         assert len(list(cells({**fields_of(name), **fields}, dict(map(_sweep, own["--over"])), [0]))) > 1
     else:
