@@ -1,19 +1,30 @@
 """A server and its clients over real connections: who is let in, what broken lines and dead parties cost, and what strangers can do."""
 
+import io
+import json
+import re
+import shlex
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from contextlib import suppress
 
 import pytest
 import torch
 from across import BASE, over_grpc
-from conftest import equal
+from conftest import ROOT, equal
+from rich.console import Console
 
 from cutlayer.certs import Authority, check, demo
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.handshake import about
 from cutlayer.join import join
+from cutlayer.live import Live, endpoint
 from cutlayer.recipes.recipe import make
 from cutlayer.run import run_recipe
 from cutlayer.serve import Serving
@@ -284,6 +295,92 @@ def test_a_frame_of_300_mb_crosses():
     finally:
         line.close()
         gate.close()
+
+
+def test_three_processes_do_what_the_page_says(tmp_path):
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    block = next(body for body in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "certs demo" in body)
+    lines = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines() if line.startswith("cutlayer")]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    less = ["--rounds", "1", "--warmup-rounds", "0", "--num-train", "256", "--model", "resnet8"]
+    certs, *parties = [[word.replace(":7000", f":{port}") for word in words[1:]] for words in lines]
+    start = [sys.executable, "-m", "cutlayer.cli"]
+    how = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    assert subprocess.run([*start, *certs], check=False, **how).returncode == 0
+    running = [subprocess.Popen([*start, *words, *less], **how) for words in parties]
+    said = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], said
+    assert "alice is here with 128 samples" in said[0]
+    assert "weights: " in said[0]
+    assert all("trained parts: " in words for words in said[1:])
+    weights = [sorted(tmp_path.glob(f"runs/*-{who}/weights/bottom.safetensors")) for who in ("server", "alice", "bob")]
+    assert weights[0][0].read_bytes() == weights[1][0].read_bytes() == weights[2][0].read_bytes()
+    # and the answers of bottom here and top there are those of the whole network
+    serve, join_words = parties[0], parties[1]
+    answering = subprocess.Popen([*start, *serve, *less, "--predict"], **how)
+    try:
+        flags = [*join_words[2:], *less, "--weights", str(weights[1][0].parent)]
+        done = subprocess.run([*start, "predict", "demo", *flags], check=False, timeout=120, **how)
+    finally:
+        answering.send_signal(signal.SIGINT)
+        answering.communicate(timeout=30)
+    assert done.returncode == 0, done.stdout
+    summary = json.loads(weights[0][0].parent.with_name("summary.json").read_text())
+    assert f"accuracy {summary['accuracy_final']:.4f}" in done.stdout
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 360
+    # without the server, only what --local says
+    flags += ["--patience", "1"]
+    alone = subprocess.run([*start, "predict", "demo", *flags], check=False, timeout=120, **how)
+    assert alone.returncode == 1
+    assert "has been away for 1 s" in alone.stdout
+    local = subprocess.run([*start, "predict", "demo", *flags, "--local"], check=False, timeout=120, **how)
+    assert local.returncode == 2
+    assert "needs an auxiliary head" in local.stdout
+
+
+def test_local_answers_are_those_of_the_auxiliary_head_and_it_is_said(tmp_path):
+    from cutlayer.predict import predict
+
+    recipe = make({**BASE, "scheme": "locsplitfed", "rounds": 1})
+    result, _ = over_grpc(recipe, tmp_path)
+    said = []
+    outputs, found = predict(
+        recipe,
+        tmp_path / "client0" / "weights",
+        server="127.0.0.1:1",
+        name="client0",
+        local=True,
+        patience=0.5,
+        say=said.append,
+    )
+    assert found["accuracy"] == pytest.approx(result.records[-1]["auxiliary_accuracy"])
+    assert any("the answers of the auxiliary head, not of the whole network" in line for line in said)
+    assert outputs.shape == (16, 10)
+
+
+def test_a_server_shows_its_clients_and_serves_the_figures(tmp_path):
+    live = Live()
+    net = Net(COPIES, tmp_path, watch=live)
+    pages = endpoint(live, 0)
+    where = f"http://127.0.0.1:{pages.server_address[1]}"
+    net.join("client0")
+    until(lambda: live.latest and live.latest["clients"][0]["state"] == "waiting")
+    with urllib.request.urlopen(f"{where}/status.json") as page:
+        seen = json.load(page)
+    assert seen["clients"][1]["state"] == "away"
+    with urllib.request.urlopen(f"{where}/metrics") as page:
+        assert 'cutlayer_client_here{client="client0"} 1' in page.read().decode()
+    with pytest.raises(urllib.error.HTTPError), urllib.request.urlopen(f"{where}/elsewhere"):
+        pass
+    net.join("client1")
+    net.wait()
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(live.table())
+    assert "client1" in console.export_text()
+    with pytest.raises(BadInput, match="--status-port"):
+        endpoint(live, pages.server_address[1])
+    pages.shutdown()
 
 
 # Who is let in

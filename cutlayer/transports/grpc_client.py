@@ -108,6 +108,7 @@ class NetworkLine:
             time.sleep(0.01)
         self.session.close()
         self.channel.close()
+        self.thread.join(5.0)  # gRPC must not be at work when the interpreter ends
 
     def _look(self, received: Received) -> Packed | None:
         """Return a frame; raises what a record tells to do."""
