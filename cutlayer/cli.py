@@ -1,5 +1,6 @@
 """cutlayer run | compare | show | report | list | serve | join | predict | certs."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -227,6 +228,8 @@ def _seeds(text: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 ok, 1 failure in the run, 2 bad input, 130 interrupted."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # package.module:object may lie where one is
     try:
         commands: dict[str, Callable[..., Any]] = {
             "run": run,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scipy import stats
+from transport_results import sections
 
 from cutlayer.recipes.schemes import SCHEMES
 
@@ -222,8 +223,8 @@ every 4 rounds, 10 passes over the newest 256 activations of each client, far le
 {schemes()}
 ## Updating rarely, with 8-bit floats
 
-VGG11, one client, the first 10,000 training images of CIFAR-10, full test set (arXiv 2107.09786 has 1.64 to 106.7 times fewer
-bytes). A: full exchange, B: activations alone, C: nothing crosses.
+VGG11, one client, the first training images of CIFAR-10, full test set (arXiv 2107.09786 has 1.64 to 106.7 times fewer bytes, on all
+50,000). A: full exchange, B: activations alone, C: nothing crosses.
 
 {loss_threshold()}
 ## What a client saves that waits for nobody
@@ -238,7 +239,8 @@ clients fill the gaps, conventional split learning has the same bound as a decou
 head's cost decides: at 0 ms nothing is gained. Against the one client that waits, decoupling takes 0.57 to 0.8 of the time. With
 mlp it pays from 10 ms on at the first two cuts, with block from 50 ms.
 
-{overlap()}"""
+{overlap()}
+{sections(rows, provenance)}"""
 
 
 if __name__ == "__main__":
