@@ -25,7 +25,7 @@ from cutlayer.transports.session import CHUNK_BYTES
 from cutlayer.wire import Message, Packed, loads, pack
 
 SIZES = {"64 KB": 1 << 16, "1 MB": 1 << 20, "8 MB": 1 << 23}
-TOTAL = {"64 KB": 1 << 25, "1 MB": 1 << 27, "8 MB": 1 << 28}
+TOTAL = {"64 KB": 1 << 26, "1 MB": 1 << 28, "8 MB": 1 << 29}
 ROUND_TRIPS = 300
 
 

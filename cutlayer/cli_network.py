@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,8 +122,15 @@ def serve(
     pages = endpoint(live, status_port) if status_port is not None else None
     say(f"listening on {listen}{'' if tls else ', in plain text'}; waiting for {', '.join(serving.names)}")
     try:
-        with Screen(
-            get_renderable=live.table, console=console, refresh_per_second=2, transient=True, auto_refresh=console.is_terminal
+        with (
+            Screen(
+                get_renderable=live.table,
+                console=console,
+                refresh_per_second=2,
+                transient=True,
+                auto_refresh=console.is_terminal,
+            ),
+            stopping_at(serving.stop),
         ):
             serving.run()
     except KeyboardInterrupt:
@@ -132,6 +141,21 @@ def serve(
             pages.shutdown()
     show_finished(folder)
     return 0
+
+
+@contextmanager
+def stopping_at(stop: Callable[[], None]) -> Iterator[None]:
+    """Let the first Ctrl-C only ask to stop, because an exception in the middle of anything may be lost; the second one interrupts."""
+
+    def asked(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+
+    before = signal.signal(signal.SIGINT, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _answer(made: Recipe, folder: Path, listen: str, names: list[str], tls: "Tls | None") -> int:

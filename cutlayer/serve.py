@@ -59,10 +59,11 @@ class Serving:
         self.members: set[int] = set()  # who has been here
         self.samples: dict[int, int] = {}
         self.seen: dict[int, float] = {}  # when something came from a client, by the monotonic clock
+        self.stopping = False
         self.gate = Gate(listen, self.names, self._refusal, tls=tls, keepalive_s=keepalive_s)
 
     def run(self) -> Result:
-        """Serve to the end of training and return the result."""
+        """Serve to the end of training and return the result; raises KeyboardInterrupt between two messages after `stop`."""
         since = time.monotonic()
         torch.set_num_threads(self.recipe.num_threads)
         try:
@@ -75,6 +76,8 @@ class Serving:
                 except queue.Empty:
                     self.host.waited(time.monotonic() - begin)
                 self.watch(self)
+                if self.stopping:
+                    raise KeyboardInterrupt
             result = self._finish()
             self._hand_out()
             self.gate.tell_all(kind="end")
@@ -84,6 +87,10 @@ class Serving:
             raise
         finally:
             self.gate.close()
+
+    def stop(self) -> None:
+        """Stop when the message in hand is done, as Ctrl-C does; the marks stay."""
+        self.stopping = True
 
     def _finish(self) -> Result:
         shares = tuple(torch.arange(self.samples.get(k, 0)) for k in range(len(self.names)))
@@ -142,6 +149,8 @@ class Serving:
                 self._ready(k, received.told)
             elif received.told["kind"] == "bye":
                 self.host.bye(k, figures(received.told["figures"]))
+        except RunFailed:  # training itself broke, whoever sent the last message
+            raise
         except (BadInput, RuntimeError, KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
             why = str(error).partition("\n")[0]
             self.say(f"{self.names[k]} is turned away: {why}")

@@ -19,13 +19,15 @@ import torch
 from across import BASE, over_grpc
 from conftest import ROOT, equal
 from rich.console import Console
+from safetensors.torch import load_file
 
 from cutlayer.certs import Authority, check, demo
 from cutlayer.errors import BadInput, RunFailed
-from cutlayer.handshake import about
+from cutlayer.handshake import about, refusal, warning
 from cutlayer.join import join
 from cutlayer.live import Live, endpoint
 from cutlayer.recipes.recipe import make
+from cutlayer.recipes.toml import to_toml
 from cutlayer.run import run_recipe
 from cutlayer.serve import Serving
 from cutlayer.transports.grpc_client import NetworkLine
@@ -58,13 +60,14 @@ class Net:
         except Exception as error:
             self.error = error
 
-    def join(self, name, dies_after=None, port=None, **how):
-        """Start a client; it dies after so many batches."""
+    def join(self, name, dies_after=None, port=None, slow=0.0, **how):
+        """Start a client; it dies after so many batches, each of which takes `slow` seconds more."""
         seen = 0
 
         def tick():
             nonlocal seen
             seen += 1
+            time.sleep(slow)
             if dies_after is not None and seen > dies_after:
                 raise Dead
 
@@ -187,7 +190,7 @@ class Proxy:
     """A line that can be cut: forwards a port to another, and breaks every connection when told to."""
 
     def __init__(self, port):
-        self.port_there, self.open = port, []
+        self.port_there, self.open, self.shut = port, [], False
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -196,6 +199,9 @@ class Proxy:
         with suppress(OSError):
             while True:
                 here, _ = self.listener.accept()
+                if self.shut:
+                    here.close()
+                    continue
                 there = socket.create_connection(("127.0.0.1", self.port_there))
                 self.open += [here, there]
                 for a, b in ((here, there), (there, here)):
@@ -213,7 +219,9 @@ class Proxy:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
-    def cut(self):
+    def cut(self, stay=False):
+        """Break all connections; if they are to `stay` broken, take no new ones until the next cut."""
+        self.shut = stay
         broken, self.open = self.open, []
         self._end(*broken)
 
@@ -233,6 +241,22 @@ def test_a_broken_line_only_sends_again_exactly_once(scheme, tmp_path):
     assert net.serving.host.incarnation == 1  # nobody went back to anything
     assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
     assert result.summary["bytes"] == whole.summary["bytes"]
+
+
+def test_a_client_whose_line_was_broken_while_all_went_back_goes_back_too(tmp_path):
+    whole, net = run_recipe(RELAY), Net(RELAY, tmp_path)
+    proxy = Proxy(net.port)
+    net.join("client0", port=proxy.port)
+    dying = net.join("client1", 2, slow=0.5)
+    until(lambda: net.serving.host.server.schedule.active == 1)
+    proxy.cut(stay=True)
+    until(lambda: 0 not in net.serving.host.there)
+    dying.join()
+    net.join("client1")
+    until(lambda: net.serving.host.incarnation == 2)
+    proxy.cut()
+    result = net.wait()
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
 
 
 def test_an_idle_connection_is_kept_alive_and_not_opened_anew(tmp_path):
@@ -381,6 +405,54 @@ def test_a_server_shows_its_clients_and_serves_the_figures(tmp_path):
     with pytest.raises(BadInput, match="--status-port"):
         endpoint(live, pages.server_address[1])
     pages.shutdown()
+
+
+def test_ctrl_c_at_the_server_says_how_to_go_on_and_that_goes_on(tmp_path):
+    recipe = make({**BASE, "scheme": "splitfed_v1", "rounds": 40})
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    toml = tmp_path / "recipe.toml"
+    toml.write_text(to_toml(recipe.flat()))
+    words = [sys.executable, "-m", "cutlayer.cli", "serve", str(toml), "--insecure", f"--listen=127.0.0.1:{port}"]
+    words.append(f"--out={tmp_path / 'server'}")
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    server = subprocess.Popen(words, **how)
+    failed = []
+
+    def client(name):
+        try:
+            join(recipe, tmp_path / name, server=f"127.0.0.1:{port}", name=name, patience=60.0)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=client, args=(name,)) for name in ("client0", "client1")]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(list((tmp_path / "server" / "marks").glob("[!.]*"))) == 2, 60)
+    server.send_signal(signal.SIGINT)
+    said, _ = server.communicate(timeout=30)
+    assert server.returncode == 130, said
+    assert "the same command with --resume goes on from the last mark" in " ".join(said.split())
+    assert "Traceback" not in said
+    done = subprocess.run([*words, "--resume"], timeout=120, check=False, **how)
+    for thread in threads:
+        thread.join(30)
+    assert done.returncode == 0, done.stdout
+    assert not failed
+    whole = run_recipe(recipe)
+    assert equal(whole.modules["top"], load_file(tmp_path / "server" / "weights" / "top.safetensors"))
+    wrong = subprocess.run([*words[:-1], f"--out={tmp_path / 'nothing'}", "--resume"], timeout=60, check=False, **how)
+    assert wrong.returncode == 2
+    assert "holds no mark of a stopped run" in wrong.stdout
+
+
+def test_what_decides_bits_is_compared_and_told():
+    mine = about(COPIES)
+    assert warning(mine, mine) is None
+    assert "computes with torch '1.0' (here" in warning(mine, {**mine, "torch": "1.0"})
+    why = refusal(mine["recipe"], {**mine["recipe"], "lr": 0.5})
+    assert why == "the recipes differ: lr = 0.05 here, 0.5 there; both ends need the same recipe"
+    assert refusal(mine["recipe"], "nonsense") == "this hello has no recipe"
 
 
 # Who is let in

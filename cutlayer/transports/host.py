@@ -51,6 +51,7 @@ class Host:
         self.heard: set[int] = set()  # who has spoken since the newest mark
         self.finished: dict[int, Mapping[str, Any]] = {}
         self.missed: dict[int, float] = {}
+        self.started: dict[int, int] = {}  # under which incarnation a client was last told to start
         self.begun = self.told = False
         self.incarnated: Callable[[int], None] = lambda number: None
 
@@ -96,14 +97,15 @@ class Host:
     def lost(self, k: int) -> None:
         """Note that a client's connection is gone."""
         self.there.discard(k)
-        self.ball.discard(k)
         if k in self.server.schedule.absent:
             self.server.waiting.pop(k, None)
 
     def back(self, k: int) -> None:
-        """Note that a client's connection is there again; its process was never gone."""
+        """Note that a client's connection is there again; its process was never gone, but it may have missed a roll-back."""
         self.there.add(k)
         self.missed.pop(k, None)
+        if self.begun and self.started.get(k) != self.incarnation:
+            self._start(k, self.labels().get(k, 0))
 
     def expel(self, k: int) -> None:
         """Note that a client was turned away; whatever it did since the newest mark is undone."""
@@ -180,6 +182,7 @@ class Host:
     def _start(self, k: int, label: int) -> None:
         self.finished.pop(k, None)
         self.ball.add(k)
+        self.started[k] = self.incarnation
         self.post(k, Start(self.incarnation, label))
 
     def _send(self, replies: Iterable[Message]) -> None:

@@ -5,7 +5,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from ..frame import MAX_BYTES
 
 CHUNK_BYTES = (1 << 20) + (1 << 13)  # activations of 1 MB and their header are one chunk
 WINDOW_BYTES = 8 << 20  # sent and not yet taken by the other end; a single larger message may be under way
-TOLD_BYTES, TOLD_S = WINDOW_BYTES // 4, 0.02  # what was taken is told at the latest after so many bytes or seconds
+TOLD_BYTES, TOLD_S = WINDOW_BYTES // 4, 0.005  # what was taken is told at the latest after so many bytes or seconds
 MAX_CONTROL = 1 << 20
 CHUNK, ACK, CONTROL = 1, 2, 3
 RECORD = struct.Struct("<B7xQQQ")  # type, number of the message, acknowledged, bytes of the whole message
@@ -64,19 +64,20 @@ def _json(data: memoryview) -> dict[str, Any]:
     return found
 
 
-def chunked(data: Iterable[bytes | memoryview]) -> list[bytes]:
-    """Return bytes in chunks of CHUNK_BYTES, of which only the last is smaller."""
-    chunks, parts, size = list[bytes](), list[bytes | memoryview](), 0
-    for piece in data:
-        view = memoryview(piece)
+def records(number: int, data: Sequence[bytes | memoryview]) -> list[bytes]:
+    """Return a message's records: its bytes in chunks of CHUNK_BYTES, of which only the last is smaller, each behind a header."""
+    views = [memoryview(piece) for piece in data]
+    head = RECORD.pack(CHUNK, number, 0, sum(map(len, views)))
+    found, parts, size = list[bytes](), list[bytes | memoryview]([head]), 0
+    for view in views:
         while len(view):
             part = view[: CHUNK_BYTES - size]
             parts.append(part)
             view, size = view[len(part) :], size + len(part)
             if size == CHUNK_BYTES:
-                chunks.append(b"".join(parts))
-                parts, size = [], 0
-    return [*chunks, b"".join(parts)] if parts else chunks
+                found.append(b"".join(parts))
+                parts, size = [head], 0
+    return [*found, b"".join(parts)] if size else found
 
 
 def room(size: int) -> memoryview:
@@ -117,12 +118,11 @@ class Session:
         with self.changed:
             if block and not self.changed.wait_for(lambda: self.closed or self.unsettled() < WINDOW_BYTES, timeout):
                 return False
-        chunks = chunked([PREFIX.pack(label, kind), *data])
         with self.changed:
             if self.closed:
                 raise Closed
             self.last += 1
-            self.unacked.append((self.last, chunks))
+            self.unacked.append((self.last, records(self.last, [PREFIX.pack(label, kind), *data])))
             self.changed.notify_all()
             return True
 
@@ -176,17 +176,16 @@ class Session:
                         begin = time.monotonic()
                 if self._over(connection):
                     return
-                chunks, number = list[bytes](), self.at
+                chunks = list[bytes]()
                 if self.at <= self.last:
                     chunks = self.unacked[self.at - self.unacked[0][0]][1]
                     self.at += 1
             if not chunks:
                 yield RECORD.pack(ACK, 0, self._told(), 0)
-            total = sum(map(len, chunks))
             for chunk in chunks:
                 if self._over(connection):
                     return
-                yield RECORD.pack(CHUNK, number, self._told(), total) + chunk
+                yield chunk
 
     def _told(self) -> int:
         with self.changed:
@@ -234,12 +233,15 @@ class Session:
         """Say that a message, the oldest that came and was not taken, has been dealt with."""
         with self.changed:
             if received.epoch == self.epoch:
+                first = self.told_taken == self.taken
                 self.taken += 1
                 self.untold += received.nbytes
-                self.changed.notify_all()
+                if first or self.untold >= TOLD_BYTES:
+                    self.changed.notify_all()
 
     def _forget(self, acked: int) -> None:
-        while self.unacked and self.unacked[0][0] <= acked:
-            self.unacked.popleft()
-        self.acked = max(self.acked, acked)
-        self.changed.notify_all()
+        if acked > self.acked:
+            self.acked = acked
+            while self.unacked and self.unacked[0][0] <= acked:
+                self.unacked.popleft()
+            self.changed.notify_all()
