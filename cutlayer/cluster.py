@@ -1,6 +1,7 @@
 """The story of a run under mpiexec: the same recipe, a rank for the server and one for each client."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def run(recipe: Recipe, out: Path, *, progress: Progress | None = None, **_: Any
     try:
         return _run(world, recipe, out, progress)
     except mpi.Ended:
+        shutil.rmtree(out / f"client{world.rank - 1}", ignore_errors=True)
         return None
     except mpi.Stopped as stopped:
         if world.rank == 0:

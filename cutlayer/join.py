@@ -1,5 +1,6 @@
 """The story of a client: connect, train on data that stay here, come back by itself when the line breaks."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def join(
             trained[role.removeprefix("weights/")].copy_(tensor)
     finally:
         line.close()
+    if line.ended:  # else the server may ask for a state again
+        shutil.rmtree(out / "marks", ignore_errors=True)
     folder = out / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     for part, module in mine.client.modules.items():

@@ -441,6 +441,7 @@ def test_ctrl_c_at_the_server_says_how_to_go_on_and_that_goes_on(tmp_path):
     assert not failed
     whole = run_recipe(recipe)
     assert equal(whole.modules["top"], load_file(tmp_path / "server" / "weights" / "top.safetensors"))
+    assert not list(tmp_path.glob("*/marks"))
     wrong = subprocess.run([*words[:-1], f"--out={tmp_path / 'nothing'}", "--resume"], timeout=60, check=False, **how)
     assert wrong.returncode == 2
     assert "holds no mark of a stopped run" in wrong.stdout
