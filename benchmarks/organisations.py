@@ -2,7 +2,7 @@
 
 A server with the test set and two clients with half each of the small CIFAR-10 run's training images, in their own files, train
 over gRPC with mutual TLS. It is done twice, once undisturbed and once with a SIGKILL to the second client at a random batch; the final
-weights have to be the same bits. Row: results/organisations.jsonl.
+weights have to be the same bits. Files of one's own are not augmented. Row: results/organisations.jsonl.
 """
 
 import argparse
@@ -100,7 +100,11 @@ def main() -> None:
     args = parser.parse_args()
     num_train, num_test = (96, 32) if args.tiny else (10_000, 10_000)
     data = cl.data.load("digits" if args.tiny else "cifar10", args.data_dir)
-    recipe = ["demo" if args.tiny else "small-cifar10", *FLAGS, *(TINY if args.tiny else [f"--rounds={args.rounds}"])]
+    recipe = [
+        "demo" if args.tiny else "small-cifar10",
+        *FLAGS,
+        *(TINY if args.tiny else ["--num-train=none", f"--rounds={args.rounds}"]),
+    ]
     steps = 6 if args.tiny else args.rounds * 40
     kill_at = 1 + int(torch.randint(steps, (), generator=torch.Generator().manual_seed(args.seed)))
     with tempfile.TemporaryDirectory() as name:

@@ -246,6 +246,7 @@ def main() -> None:
             words = [str(Path(sys.executable).parent / "mpiexec"), "-n", "2", sys.executable, __file__, "--ranks"]
             words += ["--tiny"] if args.tiny else ["--repeats", str(repeats)]
             as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+            as_root["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
             done = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, **as_root})
             table = json.loads(
                 next(line for line in done.stdout.splitlines() if line.startswith("TABLE ")).removeprefix("TABLE ")

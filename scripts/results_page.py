@@ -221,8 +221,8 @@ way, clients of 10 and a server of 100 billion multiply-adds a second; `hosl` an
 every 4 rounds, 10 passes over the newest 256 activations of each client, far less than its authors' 100 over 1000.
 
 With Dirichlet shares a top that learns one client after the other forgets (vanilla, u_shaped, splitfed_v2, dsl, dsl_seq: 20 to 25 %).
-Averaging holds 41 % (splitfed_v1, which is FedAvg), merging at arrival 49 % (async_splitfed), and decoupled clients at once over one top that
-takes their batches in random order 53 % (dsl_fed), at a tenth of vanilla's simulated time.
+Averaging holds 41 % (splitfed_v1, which is FedAvg), merging at arrival 49 % (async_splitfed), and decoupled clients at once over one top
+that takes their batches in random order 53 % (dsl_fed), at an eighth of vanilla's simulated time.
 
 {schemes()}
 ## Updating rarely, with 8-bit floats

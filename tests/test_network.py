@@ -26,6 +26,7 @@ from cutlayer.errors import BadInput, RunFailed
 from cutlayer.handshake import about, refusal, warning
 from cutlayer.join import join
 from cutlayer.live import Live, endpoint
+from cutlayer.predict import Answering, Owner, Remote
 from cutlayer.recipes.recipe import make
 from cutlayer.recipes.toml import to_toml
 from cutlayer.run import run_recipe
@@ -454,6 +455,30 @@ def test_what_decides_bits_is_compared_and_told():
     why = refusal(mine["recipe"], {**mine["recipe"], "lr": 0.5})
     assert why == "the recipes differ: lr = 0.05 here, 0.5 there; both ends need the same recipe"
     assert refusal(mine["recipe"], "nonsense") == "this hello has no recipe"
+
+
+def test_a_prediction_is_asked_again_of_a_server_that_was_started_again(tmp_path):
+    result, _ = over_grpc(COPIES, tmp_path)
+    weights, stop = tmp_path / "server" / "weights", threading.Event()
+    recipe = make({**COPIES.flat(), "transport": "grpc"})
+    answering = Answering(recipe, weights, listen="127.0.0.1:0", names=["client0"], tls=None)
+    port = answering.gate.port
+    line = NetworkLine(f"127.0.0.1:{port}", "client0", about(recipe), tls=None, patience=20.0)
+    owner, remote = Owner(recipe, tmp_path / "client0" / "weights"), Remote(line)
+    answering.gate.close(0.1)  # before it has answered anything
+    found = []
+    batch = next(owner.batches(owner.data.test))
+    asking = threading.Thread(target=lambda: found.append(owner.outputs(batch, remote)))
+    asking.start()
+    again = Answering(recipe, weights, listen=f"127.0.0.1:{port}", names=["client0"], tls=None)
+    serving = threading.Thread(target=again.run, args=(stop.is_set,))
+    serving.start()
+    asking.join(30)
+    stop.set()
+    serving.join(30)
+    line.close()
+    accuracy = (found[0].argmax(1) == batch.y).float().mean()
+    assert float(accuracy) == result.summary["accuracy_final"]
 
 
 # Who is let in

@@ -82,14 +82,18 @@ class NetworkLine:
                 return
 
     def receive(self) -> Packed:
-        while True:
-            try:
-                received = self.inbox.get(timeout=0.2)
-            except queue.Empty:
-                self._check()
-                continue
-            if (packed := self._look(received)) is not None:
-                return packed
+        while (packed := self.poll()) is None:
+            pass
+        return packed
+
+    def poll(self) -> Packed | None:
+        """Return the next message, or None if none comes within a moment."""
+        try:
+            received = self.inbox.get(timeout=0.2)
+        except queue.Empty:
+            self._check()
+            return None
+        return self._look(received)
 
     def bye(self, figures: Mapping[str, Any]) -> None:
         self.session.tell(kind="bye", figures=figures)
