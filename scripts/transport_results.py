@@ -89,7 +89,7 @@ def epoch(found: list[Row]) -> str:
         "ResNet-20, shallow cut, 10,000 images of CIFAR-10, bfloat16, batches of 128, one client; medians, the "
         "number of runs in brackets. In one "
         "process both sides use both cores in turn; elsewhere each side has one thread, so conventional training leaves a core idle "
-        "while a decoupled client computes beside its server.\n\n" + "\n".join(lines)
+        "while a decoupled client computes beside its server. Other work ran on the machine at times.\n\n" + "\n".join(lines)
     )
 
 
