@@ -52,6 +52,14 @@ def mpi(repeats: int, shrink: int) -> None:
             else:
                 comm.Recv([buffer, byte], source=1)
 
+    def bare_new(nbytes: int, count: int) -> None:
+        sent = torch.empty(nbytes, dtype=torch.uint8).numpy()
+        for _ in range(count):
+            if world.rank:
+                comm.Send([sent, byte], dest=0)
+            else:
+                comm.Recv([torch.empty(nbytes, dtype=torch.uint8).numpy(), byte], source=1)
+
     def ours(nbytes: int, count: int) -> None:
         packed = activations(nbytes)
         for _ in range(count):
@@ -91,8 +99,8 @@ def mpi(repeats: int, shrink: int) -> None:
     for _ in range(repeats):
         for name, nbytes in SIZES.items():
             count = max(2, TOTAL[name] // nbytes // shrink)
-            row = found.setdefault(name, {"bare": [], "ours": []})
-            for which, what in (("bare", bare), ("ours", ours)):
+            row = found.setdefault(name, {"bare": [], "bare_new": [], "ours": []})
+            for which, what in (("bare", bare), ("bare_new", bare_new), ("ours", ours)):
                 row[which].append(count * nbytes / timed(what, nbytes, count) / 1e9)
         row = found.setdefault("latency", {"bare": [], "ours": []})
         for which, what in (("bare", bare_trip), ("ours", our_trip)):
@@ -257,12 +265,12 @@ def main() -> None:
             bare, ours = (statistics.median(both[which]) for which in ("bare", "ours"))
             unit = "us one way" if name == "latency" else "GB/s"
             share = statistics.median(o / b for o, b in zip(both["ours"], both["bare"], strict=True))
+            row = {"transport": transport, "what": name, "unit": unit, "bare": bare, "ours": ours, "ratio": share}
+            if "bare_new" in both:
+                row["ratio_new"] = statistics.median(o / b for o, b in zip(both["ours"], both["bare_new"], strict=True))
             Console().print(f"{transport} {name}: bare {bare:.3g}, cutlayer {ours:.3g} {unit}, ratio {share:.2f}")
             if not args.tiny:
-                rows.write(
-                    "throughput",
-                    {"transport": transport, "what": name, "unit": unit, "bare": bare, "ours": ours, "ratio": share},
-                )
+                rows.write("throughput", row)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 
 from ..errors import BadInput
 from ..frame import MAX_BYTES
@@ -80,9 +80,9 @@ def records(number: int, data: Sequence[bytes | memoryview]) -> list[bytes]:
     return [*found, b"".join(parts)] if size else found
 
 
-def room(size: int) -> memoryview:
-    """Return so many bytes that nothing has been written to."""
-    return memoryview(torch.empty(size, dtype=torch.uint8).numpy())  # type: ignore[arg-type]
+def room(size: int) -> np.ndarray:
+    """Return so many bytes that nothing has been written to; NumPy copies into them without holding up other threads."""
+    return np.empty(size, np.uint8)
 
 
 class Session:
@@ -217,7 +217,7 @@ class Session:
                 self.partial = room(total)
             if len(self.partial) != total or self.filled + len(payload) > total:
                 raise BadInput(f"message {number} has more than the {len(self.partial)} bytes that it said")
-            self.partial[self.filled : self.filled + len(payload)] = payload
+            self.partial[self.filled : self.filled + len(payload)] = np.frombuffer(payload, np.uint8)
             self.filled += len(payload)
             if self.filled < total:
                 return None
@@ -225,8 +225,9 @@ class Session:
             if number <= self.received:  # sent again because our word of it was lost
                 return None
             self.received = number
-        label, told = PREFIX.unpack_from(data)
-        rest = data[PREFIX.size :]
+        view = memoryview(data)  # type: ignore[arg-type]
+        label, told = PREFIX.unpack_from(view)
+        rest = view[PREFIX.size :]
         return Received(self.epoch, label, None, _json(rest)) if told else Received(self.epoch, label, rest, {})
 
     def take(self, received: Received) -> None:
