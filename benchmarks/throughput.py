@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,13 @@ def mpi(repeats: int, shrink: int) -> None:
     comm, byte = world.comm, world.mpi.BYTE
     torch.set_num_threads(1)
 
-    def bare(nbytes: int, count: int) -> None:
+    def bare(nbytes: int, count: int, new: bool = False) -> None:
         buffer = torch.empty(nbytes, dtype=torch.uint8).numpy()
         for _ in range(count):
             if world.rank:
                 comm.Send([buffer, byte], dest=0)
             else:
-                comm.Recv([buffer, byte], source=1)
-
-    def bare_new(nbytes: int, count: int) -> None:
-        sent = torch.empty(nbytes, dtype=torch.uint8).numpy()
-        for _ in range(count):
-            if world.rank:
-                comm.Send([sent, byte], dest=0)
-            else:
-                comm.Recv([torch.empty(nbytes, dtype=torch.uint8).numpy(), byte], source=1)
+                comm.Recv([torch.empty(nbytes, dtype=torch.uint8).numpy() if new else buffer, byte], source=1)
 
     def ours(nbytes: int, count: int) -> None:
         packed = activations(nbytes)
@@ -100,7 +93,7 @@ def mpi(repeats: int, shrink: int) -> None:
         for name, nbytes in SIZES.items():
             count = max(2, TOTAL[name] // nbytes // shrink)
             row = found.setdefault(name, {"bare": [], "bare_new": [], "ours": []})
-            for which, what in (("bare", bare), ("bare_new", bare_new), ("ours", ours)):
+            for which, what in (("bare", bare), ("bare_new", partial(bare, new=True)), ("ours", ours)):
                 row[which].append(count * nbytes / timed(what, nbytes, count) / 1e9)
         row = found.setdefault("latency", {"bare": [], "ours": []})
         for which, what in (("bare", bare_trip), ("ours", our_trip)):

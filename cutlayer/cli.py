@@ -1,7 +1,6 @@
 """cutlayer run | compare | show | report | list | serve | join | predict | certs."""
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -24,7 +23,7 @@ from .console import (
     show_schemes,
 )  # fmt: skip
 from .errors import BadInput, RunFailed, unknown
-from .flags import Fields, given, none
+from .flags import Fields, folder_of, given, none
 from .methods import METHODS
 from .recipes import Recipe, fields_of, load
 from .recipes.schemes import SCHEMES
@@ -56,8 +55,7 @@ def run(
 
         show_estimate(made.name or made.scheme, estimate(made))
         return 0
-    called = re.sub(r"[^\w.-]+", "-", made.name).strip(".") or "run"
-    folder = out or Path("runs") / f"{called}-{made.digest()[:8]}"
+    folder = out or folder_of(made)
     if made.transport == "mpi":
         return run_mpi(made, recipe, folder)
     with progress_bar() as bar:

@@ -1,7 +1,6 @@
 """cutlayer serve | join | predict | certs: parties on machines of their own."""
 
 import dataclasses
-import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from .console import console, progress_bar, show_finished, show_paths
 from .errors import BadInput
-from .flags import Fields, given
+from .flags import Fields, folder_of, given
 from .recipes import Recipe, load
 
 if TYPE_CHECKING:
@@ -45,12 +44,6 @@ class Credentials:
         tls = Tls(self.ca, self.cert, self.key)
         check(tls, name)
         return tls
-
-
-def folder_of(made: Recipe, kind: str) -> Path:
-    """Return the folder that a party writes to if it names none."""
-    called = re.sub(r"[^\w.-]+", "-", made.name).strip(".") or "run"
-    return Path("runs") / f"{called}-{made.digest()[:8]}-{kind}"
 
 
 def say(line: str) -> None:
@@ -101,7 +94,7 @@ def serve(
 
     made = load(recipe, **given(fields))
     tls = credentials.tls(SERVER_NAME)
-    folder = out or folder_of(made, "server")
+    folder = out or folder_of(made, "-server")
     names = [name for name in clients.split(",") if name]
     if predict:
         return _answer(made, folder, listen, names, tls)
@@ -197,7 +190,7 @@ def join(
     from .join import join as join_run
 
     made = load(recipe, **given(fields))
-    folder = out or folder_of(made, as_)
+    folder = out or folder_of(made, f"-{as_}")
     with progress_bar() as bar:
         weights = join_run(
             made, folder, server=server, name=as_, tls=credentials.tls(as_), own_data="data" in given(fields),

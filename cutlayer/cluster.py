@@ -35,12 +35,12 @@ def run(recipe: Recipe, out: Path, *, progress: Progress | None = None, **_: Any
         return None
     except mpi.Stopped as stopped:
         if world.rank == 0:
-            _stop_all(world, str(stopped))
+            world.tell_all(kind="stop", why=str(stopped))
         raise
     except BaseException as error:
         why = f"rank {world.rank} ({'server' if world.rank == 0 else f'client{world.rank - 1}'}): {_line(error)}"
         if world.rank == 0:
-            _stop_all(world, why)
+            world.tell_all(kind="stop", why=why)
         else:
             world.tell(0, kind="error", why=why)
             world.leave()
@@ -52,7 +52,7 @@ def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None)
     if k < 0:
         check_folder(recipe, out)
         if (out / "summary.json").exists():
-            mpi.end(world)
+            world.tell_all(kind="end")
             return None
     torch.set_num_threads(recipe.num_threads)  # mpiexec gives each rank one
     data = data_of(recipe).to(recipe.device)
@@ -66,12 +66,6 @@ def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None)
     )
     mpi.serve(world, side.host)
     return side.finish()
-
-
-def _stop_all(world: mpi.World, why: str) -> None:
-    for rank in range(1, world.size):
-        world.tell(rank, kind="stop", why=why)
-    world.leave()
 
 
 def _line(error: BaseException) -> str:

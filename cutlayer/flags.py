@@ -1,6 +1,8 @@
-"""One optional flag for every field of a recipe and every option of a method or schedule."""
+"""One optional flag for every field of a recipe and every option of a method or schedule, and where a run is written."""
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import arg
@@ -37,3 +39,9 @@ def none(name: str, value: str) -> str | None:
     """Read "none" as nothing where a field may be nothing; elsewhere it is a name."""
     default = getattr(Recipe, name, "")
     return None if value == "none" and default is None else value
+
+
+def folder_of(recipe: Recipe, party: str = "") -> Path:
+    """Return the folder that a run, or one party of it, writes to if none is named."""
+    called = re.sub(r"[^\w.-]+", "-", recipe.name).strip(".") or "run"
+    return Path("runs") / f"{called}-{recipe.digest()[:8]}{party}"

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from .data.partition import split
 from .errors import BadInput
 from .handshake import about
+from .outputs import save_weights
 from .recipes.recipe import Recipe, make
 from .run import data_of, parts_of, task_of
 from .sides import member
@@ -56,10 +56,6 @@ def join(
         line.close()
     if line.ended:  # else the server may ask for a state again
         shutil.rmtree(out / "marks", ignore_errors=True)
-    folder = out / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, module in mine.client.modules.items():
-        if next(module.parameters(), None) is not None:
-            tensors = {key: value.contiguous().clone() for key, value in module.state_dict().items()}
-            save_file(tensors, folder / f"{part}.safetensors")
-    return folder
+    modules = {part: module for part, module in mine.client.modules.items() if next(module.parameters(), None) is not None}
+    save_weights(modules, out / "weights")
+    return out / "weights"

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -123,12 +124,7 @@ class Outputs:
         modules = parties.modules()
         result = Result(self.summary(parties), self.records, modules, self.out)
         if self.out is not None:
-            (self.out / "weights").mkdir(exist_ok=True)
-            for name, module in modules.items():
-                save_file(
-                    {k: v.contiguous().clone() for k, v in module.state_dict().items()},
-                    self.out / "weights" / f"{name}.safetensors",
-                )
+            save_weights(modules, self.out / "weights")
             if parties.clock is not None:
                 (self.out / "order.json").write_text(json.dumps(parties.clock.order))
             result.report(self.out / "report.html")
@@ -202,6 +198,13 @@ def write(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     os.replace(new, path)
+
+
+def save_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
+    """Write trained modules as folder/<name>.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in modules.items():
+        save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
 
 
 def check_folder(recipe: Recipe, folder: Path) -> None:

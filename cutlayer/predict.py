@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .building import Builder, placement
+from .building import Builder, placement, training
 from .cut import Smashed
 from .data.sources import Source
 from .errors import BadInput, RunFailed
@@ -43,10 +43,8 @@ class Answering:
 
     def __init__(self, recipe: Recipe, weights: Path, *, listen: str, names: list[str], tls: Tls | None) -> None:
         torch.set_num_threads(recipe.num_threads)
-        data = data_of(recipe)
-        self.top = load_into(parts_of(recipe, data).top, weights / "top.safetensors").to(recipe.device)
-        self.recipe = recipe
-        self.autocast = Builder(recipe, parts_of(recipe, data), data.train, task_of(recipe), Meter()).training.autocast
+        self.recipe, self.autocast = recipe, training(recipe).autocast
+        self.top = load_into(parts_of(recipe, data_of(recipe)).top, weights / "top.safetensors").to(recipe.device)
         mine = about(recipe)["recipe"]
         self.gate = Gate(listen, names, lambda name, hello: refusal(mine, hello.get("recipe")), tls=tls)
         self.answered = 0

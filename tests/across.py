@@ -42,20 +42,26 @@ def cases():
     return found | {name: make({**BASE, **fields}) for name, fields in more.items()}
 
 
-def over_grpc(recipe, out, names=(), tls=None, watch=lambda serving: None, **how):
-    """Serve a recipe here, with its clients as threads; return the result and the server."""
-    serving = Serving(recipe, out / "server", listen="127.0.0.1:0", names=names, watch=watch, tls=tls, **how)
+def joining(recipe, out, names, port, patience):
+    """Start clients as threads; return the threads, and where their errors will be."""
     failed = []
 
     def client(name):
         try:
-            join(recipe, out / name, server=f"127.0.0.1:{serving.gate.port}", name=name, patience=20.0)
+            join(recipe, out / name, server=f"127.0.0.1:{port}", name=name, patience=patience)
         except Exception as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=client, args=(name,)) for name in serving.names]
+    threads = [threading.Thread(target=client, args=(name,)) for name in names]
     for thread in threads:
         thread.start()
+    return threads, failed
+
+
+def over_grpc(recipe, out, names=(), tls=None, watch=lambda serving: None, **how):
+    """Serve a recipe here, with its clients as threads; return the result and the server."""
+    serving = Serving(recipe, out / "server", listen="127.0.0.1:0", names=names, watch=watch, tls=tls, **how)
+    threads, failed = joining(recipe, out, serving.names, serving.gate.port, 20.0)
     try:
         result = serving.run()
     finally:

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from across import BASE, over_grpc
+from across import BASE, joining, over_grpc
 from conftest import ROOT, equal
 from rich.console import Console
 from safetensors.torch import load_file
@@ -34,6 +34,7 @@ from cutlayer.serve import Serving
 from cutlayer.transports.grpc_client import NetworkLine
 from cutlayer.transports.grpc_common import Tls, check_address
 from cutlayer.transports.grpc_server import Gate
+from cutlayer.transports.member import told_to_start
 from cutlayer.wire import Message, loads, pack
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -418,17 +419,7 @@ def test_ctrl_c_at_the_server_says_how_to_go_on_and_that_goes_on(tmp_path):
     words.append(f"--out={tmp_path / 'server'}")
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     server = subprocess.Popen(words, **how)
-    failed = []
-
-    def client(name):
-        try:
-            join(recipe, tmp_path / name, server=f"127.0.0.1:{port}", name=name, patience=60.0)
-        except Exception as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=client, args=(name,)) for name in ("client0", "client1")]
-    for thread in threads:
-        thread.start()
+    threads, failed = joining(recipe, tmp_path, ("client0", "client1"), port, 60.0)
     until(lambda: len(list((tmp_path / "server" / "marks").glob("[!.]*"))) == 2, 60)
     server.send_signal(signal.SIGINT)
     said, _ = server.communicate(timeout=30)
@@ -554,7 +545,8 @@ def test_a_party_in_the_middle_of_a_run_that_sends_nonsense_is_turned_away_and_u
     net.join("client0")
     line = NetworkLine(f"127.0.0.1:{net.port}", "client1", about(make({**COPIES.flat(), "transport": "grpc"})), tls=None)
     assert line.connect() == 1
-    start = line.hello(lambda: [])
+    line.hello(lambda: [])
+    start = told_to_start(line)
     shapes = {"smashed": torch.zeros(8, 3, 2, 2), "labels": torch.zeros(8, dtype=torch.long)}
     hello = Message("sync", {}, {"done": 0.0, "version": 0.0, "weight": 9.0, "batches": 3.0, "left": 3.0}, client=1)
     for message in (hello, Message("smashed", shapes, client=1)):

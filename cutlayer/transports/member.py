@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import checkpoint
 from ..client import Client
-from ..errors import BadInput
+from ..errors import BadInput, RunFailed
 from ..meter import Meter
 from ..program import Method
 from ..wire import Codecs, Collect, Exchange, Message, Packed, pack, unpack
@@ -35,7 +35,7 @@ class Again(Exception):
 class Line(Protocol):
     """The line to the server, one transport's own; `send` and `receive` raise Again when the server has gone back to a mark."""
 
-    def hello(self, held: Callable[[], list[int]]) -> Start: ...
+    def hello(self, held: Callable[[], list[int]]) -> None: ...
     def send(self, packed: Packed, label: int) -> None: ...
     def receive(self) -> Packed: ...
     def bye(self, figures: Mapping[str, Any]) -> None: ...
@@ -60,7 +60,8 @@ class Member:
 
     def play(self, line: Line) -> None:
         """Run to the end of training."""
-        start = line.hello(self.held)
+        line.hello(self.held)
+        start = told_to_start(line)
         while True:
             try:
                 self._go_on(start)
@@ -133,3 +134,12 @@ class Member:
         self.meter.load(state["meter"])
         for role, codec in self.codecs.items():
             codec.load(state["codecs"][role])
+
+
+def told_to_start(line: Line) -> Start:
+    """Wait until the server says where to start; raises RunFailed if it says something else."""
+    try:
+        line.receive()
+    except Again as again:
+        return again.start
+    raise RunFailed("the server sent a message before it said where to start")

@@ -59,6 +59,12 @@ class World:
         """Send a control record."""
         self._send(to, CONTROL, json.dumps(what).encode())
 
+    def tell_all(self, **what: Any) -> None:
+        """Send a control record to all clients' ranks, and let it leave."""
+        for rank in range(1, self.size):
+            self.tell(rank, **what)
+        self.leave()
+
     def _send(self, to: int, tag: int, data: Any) -> None:
         request = self.comm.Isend([data, self.mpi.BYTE], dest=to, tag=tag)
         self.sending.append((request, data, len(data)))
@@ -125,13 +131,8 @@ class RankLine:
         self.world = world
         self.waiting: deque[Packed] = deque()
 
-    def hello(self, held: Callable[[], list[int]]) -> Start:
+    def hello(self, held: Callable[[], list[int]]) -> None:
         self.world.tell(0, kind="hello", held=held())
-        try:
-            self.receive()
-        except Again as again:
-            return again.start
-        raise RunFailed("rank 0 sent a message before it said where to start")
 
     def send(self, packed: Packed, label: int) -> None:
         self._look()
@@ -192,11 +193,4 @@ def serve(world: World, host: Host) -> None:
             host.bye(k, told["figures"])
         else:
             raise Stopped(told["why"])
-    end(world)
-
-
-def end(world: World) -> None:
-    """Tell all clients' ranks that there is nothing more to do."""
-    for rank in range(1, world.size):
-        world.tell(rank, kind="end")
-    world.leave()
+    world.tell_all(kind="end")

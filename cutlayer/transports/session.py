@@ -118,7 +118,6 @@ class Session:
         with self.changed:
             if block and not self.changed.wait_for(lambda: self.closed or self.unsettled() < WINDOW_BYTES, timeout):
                 return False
-        with self.changed:
             if self.closed:
                 raise Closed
             self.last += 1
