@@ -19,6 +19,7 @@ from .run import data_of, parts_of, task_of
 from .sides import ServerSide
 from .transports.grpc_common import Tls
 from .transports.grpc_server import Event, Gate
+from .transports.session import Session
 from .wire import Message, loads, pack
 
 TICK_S = 0.1
@@ -58,6 +59,7 @@ class Serving:
         self.mine = about(recipe)
         self.members: set[int] = set()  # who has been here
         self.samples: dict[int, int] = {}
+        self.ready: dict[int, Session] = {}  # in which a client has said what it holds
         self.seen: dict[int, float] = {}  # when something came from a client, by the monotonic clock
         self.stopping = False
         self.gate = Gate(listen, self.names, self._refusal, tls=tls, keepalive_s=keepalive_s)
@@ -136,10 +138,10 @@ class Serving:
         if self.gate.peers[k].session is not event.session:
             return  # of a process that is gone
         if received is None:
-            if event.up:
-                self.host.back(k)
-            else:
+            if not event.up:
                 self.host.lost(k)
+            elif self.ready.get(k) is event.session:  # else its line broke before it said what it holds; that comes first
+                self.host.back(k)
             return
         self.seen[k] = time.monotonic()
         try:
@@ -166,6 +168,7 @@ class Serving:
             self.say(f"{self.names[k]} is here with {samples} samples")
         self.members.add(k)
         self.samples[k] = samples
+        self.ready[k] = self.gate.peers[k].session
         self.host.hello(k, held)
 
 

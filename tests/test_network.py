@@ -245,6 +245,27 @@ def test_a_broken_line_only_sends_again_exactly_once(scheme, tmp_path):
     assert result.summary["bytes"] == whole.summary["bytes"]
 
 
+def test_a_line_that_breaks_before_its_client_said_what_it_holds_does_not_begin_the_run(tmp_path):
+    net = Net(COPIES, tmp_path)
+    proxy = Proxy(net.port)
+    line = NetworkLine(f"127.0.0.1:{proxy.port}", "client0", about(net.serving.recipe), tls=None, say=net.lines.append)
+    try:
+        line.connect()
+        proxy.cut()
+        until(lambda: net.said("again"))
+        net.join("client1")
+        until(lambda: 1 in net.serving.host.there)
+        assert not net.serving.host.begun
+        line.hello(list)
+        assert told_to_start(line).incarnation == 1
+        with pytest.raises(AssertionError):
+            until(line.again.is_set, 0.5)  # one word to start, not two
+    finally:
+        line.close()
+    net.join("client0")
+    net.wait()
+
+
 def test_a_client_whose_line_was_broken_while_all_went_back_goes_back_too(tmp_path):
     whole, net = run_recipe(RELAY), Net(RELAY, tmp_path)
     proxy = Proxy(net.port)
