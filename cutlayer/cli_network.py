@@ -89,6 +89,7 @@ def serve(
         predict: answer predictions with the trained top in --out until interrupted.
     """
     from .live import Live, endpoint
+    from .outputs import alone_in
     from .serve import Serving
     from .transports.grpc_common import SERVER_NAME
 
@@ -113,9 +114,9 @@ def serve(
         start_timeout=start_timeout, patience=patience, quorum=quorum, late_join=late_join, keepalive_s=keepalive, say=say, watch=live,
     )  # fmt: skip
     pages = endpoint(live, status_port) if status_port is not None else None
-    say(f"listening on {listen}{'' if tls else ', in plain text'}; waiting for {', '.join(serving.names)}")
     try:
         with (
+            alone_in(folder),
             Screen(
                 get_renderable=live.table,
                 console=console,
@@ -125,6 +126,7 @@ def serve(
             ),
             stopping_at(serving.stop),
         ):
+            say(f"listening on {listen}{'' if tls else ', in plain text'}; waiting for {', '.join(serving.names)}")
             serving.run()
     except KeyboardInterrupt:
         say(f"stopped; the same command with --resume goes on from the last mark in {folder}, and clients come by themselves")
@@ -188,10 +190,11 @@ def join(
         keepalive: seconds of silence after which the connection is tried; half as many more, and it is opened anew.
     """
     from .join import join as join_run
+    from .outputs import alone_in
 
     made = load(recipe, **given(fields))
     folder = out or folder_of(made, f"-{as_}")
-    with progress_bar() as bar:
+    with alone_in(folder), progress_bar() as bar:
         weights = join_run(
             made, folder, server=server, name=as_, tls=credentials.tls(as_), own_data="data" in given(fields),
             patience=patience, keepalive_s=keepalive, say=say, tick=_counted(bar, as_),

@@ -9,7 +9,7 @@ import torch
 
 from .data.partition import split
 from .errors import BadInput, RunFailed
-from .outputs import Result, check_folder
+from .outputs import Result, alone_in, check_folder
 from .recipes.recipe import Recipe
 from .rounds import Progress
 from .run import data_of, parts_of, task_of
@@ -29,7 +29,8 @@ def run(recipe: Recipe, out: Path, *, progress: Progress | None = None, **_: Any
             f"num_clients = {recipe.num_clients} needs {n} ranks, and here are {world.size}: mpiexec -n {n} cutlayer run ..."
         )
     try:
-        return _run(world, recipe, out, progress)
+        with alone_in(out if world.rank == 0 else None):
+            return _run(world, recipe, out, progress)
     except mpi.Ended:
         shutil.rmtree(out / f"client{world.rank - 1}", ignore_errors=True)
         return None

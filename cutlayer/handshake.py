@@ -35,7 +35,7 @@ def refusal(mine: Mapping[str, Any], theirs: Any) -> str | None:
     names = [name for name in {**mine, **theirs} if name not in mine or name not in theirs or mine[name] != theirs[name]]
     if not names:
         return None
-    shown = ", ".join(f"{name} = {mine.get(name)!r} here, {theirs.get(name)!r} there" for name in names[:3])
+    shown = ", ".join(f"{name} = {mine.get(name)!r} at the server, {theirs.get(name)!r} at this client" for name in names[:3])
     more = f", and {len(names) - 3} more" if len(names) > 3 else ""
     return f"the recipes differ: {shown}{more}; both ends need the same recipe"[:500]
 

@@ -6,13 +6,15 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -63,10 +65,7 @@ class Outputs:
         self.provenance = provenance()  # now, because files may change while a long run goes on
         if out is not None:
             check_folder(recipe, out)
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise BadInput(f"out = {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
+            out.mkdir(parents=True, exist_ok=True)
             write(out / "recipe.toml", to_toml(recipe.flat()))
             save_partition(clients, out / "partition.json")
             if not checkpoint.marks(out / "marks") and not (out / "summary.json").exists():
@@ -205,6 +204,26 @@ def save_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in modules.items():
         save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
+
+
+@contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """Keep other processes out of a run's folder; raises BadInput if one is at work there, or the folder cannot be written."""
+    if folder is None:
+        yield
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BadInput(f"another process is at work in {folder}; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise BadInput(f"out = {str(folder)!r} cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_folder(recipe: Recipe, folder: Path) -> None:

@@ -18,7 +18,7 @@ from .diagnose import watch
 from .errors import BadInput, RunFailed
 from .fit import fitted
 from .named import find, made
-from .outputs import Outputs, Result
+from .outputs import Outputs, Result, alone_in
 from .parties import build
 from .program import program
 from .recipes.recipe import Recipe, make, with_scheme
@@ -127,27 +127,28 @@ def train(
             raise BadInput(
                 f"the share of client {k} is empty or leaves the {len(source)} samples; every client needs some of them"
             )
-    outputs = Outputs(recipe, out, clients, release)
-    rounds = Rounds(recipe, source, outputs, num_steps(recipe, clients.shares), progress, deadline)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
-        parties = build(recipe, parts, clients, source, fitted(task, recipe, parts, source), rounds.tick)
-        rounds.follow(parties)
-        if out is not None and (out / "summary.json").exists():
-            return outputs.finished(parties)
-        if out is not None and (found := checkpoint.marks(out / "marks")):
-            rounds.resume(checkpoint.load(found[-1], recipe.device))
-        programs = {
-            client.id: program(client, watch(recipe, method, parties.server), its_batches, recipe.checkpoint_every)
-            for client, method, its_batches in zip(parties.clients, parties.methods, parties.batches, strict=True)
-        }
-        if parties.clock and replay is None:
-            simulated.run(programs, parties.server, parties.ends, parties.meter, clock=parties.clock, tap=outputs.tap())
-        else:
-            server = parties.server if replay is None else Replayed(parties.server, replay)
-            inprocess.run(programs, server, parties.ends, parties.meter, tap=outputs.tap(), overlap=recipe.overlap)
-        return outputs.finish(parties)
+        with alone_in(out):
+            outputs = Outputs(recipe, out, clients, release)
+            rounds = Rounds(recipe, source, outputs, num_steps(recipe, clients.shares), progress, deadline)
+            parties = build(recipe, parts, clients, source, fitted(task, recipe, parts, source), rounds.tick)
+            rounds.follow(parties)
+            if out is not None and (out / "summary.json").exists():
+                return outputs.finished(parties)
+            if out is not None and (found := checkpoint.marks(out / "marks")):
+                rounds.resume(checkpoint.load(found[-1], recipe.device))
+            programs = {
+                client.id: program(client, watch(recipe, method, parties.server), its_batches, recipe.checkpoint_every)
+                for client, method, its_batches in zip(parties.clients, parties.methods, parties.batches, strict=True)
+            }
+            if parties.clock and replay is None:
+                simulated.run(programs, parties.server, parties.ends, parties.meter, clock=parties.clock, tap=outputs.tap())
+            else:
+                server = parties.server if replay is None else Replayed(parties.server, replay)
+                inprocess.run(programs, server, parties.ends, parties.meter, tap=outputs.tap(), overlap=recipe.overlap)
+            return outputs.finish(parties)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

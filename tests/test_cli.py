@@ -40,6 +40,7 @@ def test_run_writes_everything_it_promises(tmp_path, capsys):
         "report.html",
         "weights",
         "events",
+        ".lock",
         "tap",
     }
     assert {path.name for path in (out / "weights").iterdir()} == {f"{n}.safetensors" for n in ("bottom", "top", "auxiliary")}

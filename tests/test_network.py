@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -32,9 +33,10 @@ from cutlayer.recipes.toml import to_toml
 from cutlayer.run import run_recipe
 from cutlayer.serve import Serving
 from cutlayer.transports.grpc_client import NetworkLine
-from cutlayer.transports.grpc_common import Tls, check_address
+from cutlayer.transports.grpc_common import PROTOCOL, Tls, check_address
 from cutlayer.transports.grpc_server import Gate
 from cutlayer.transports.member import told_to_start
+from cutlayer.transports.session import control, read_control
 from cutlayer.wire import Message, loads, pack
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -266,6 +268,18 @@ def test_a_line_that_breaks_before_its_client_said_what_it_holds_does_not_begin_
     net.wait()
 
 
+def test_a_connection_that_is_gone_before_its_welcome_leaves_nobody_behind():
+    gate = Gate("127.0.0.1:0", ["client0"], lambda name, hello: None, tls=None)
+    hello = control(kind="hello", name="client0", life="1", received=0, protocol=PROTOCOL)
+    try:
+        conversation = gate._converse(iter([hello]), Mock())
+        assert read_control(next(conversation))["kind"] == "welcome"
+        conversation.close()  # gRPC does not ask for a second word of a call that is gone
+        until(lambda: not gate.peers[0].alive)
+    finally:
+        gate.close()
+
+
 def test_a_client_whose_line_was_broken_while_all_went_back_goes_back_too(tmp_path):
     whole, net = run_recipe(RELAY), Net(RELAY, tmp_path)
     proxy = Proxy(net.port)
@@ -465,7 +479,7 @@ def test_what_decides_bits_is_compared_and_told():
     assert warning(mine, mine) is None
     assert "computes with torch '1.0' (here" in warning(mine, {**mine, "torch": "1.0"})
     why = refusal(mine["recipe"], {**mine["recipe"], "lr": 0.5})
-    assert why == "the recipes differ: lr = 0.05 here, 0.5 there; both ends need the same recipe"
+    assert why == "the recipes differ: lr = 0.05 at the server, 0.5 at this client; both ends need the same recipe"
     assert refusal(mine["recipe"], "nonsense") == "this hello has no recipe"
 
 
@@ -535,7 +549,9 @@ def test_eight_hostile_cases_over_tls_change_nothing(tls, tmp_path):
         assert "is of another authority or has expired, or one end is plain text" in refused(net, "alice", wrong)
     assert "'mallory' is not a client of this run; those are alice, bob" in refused(net, "mallory", tls["mallory"])
     assert "made out to mallory, not to 'alice'" in refused(net, "alice", tls["mallory"])
-    assert "rounds = 2 here, 9 there" in refused(net, "alice", tls["alice"], make({**COPIES.flat(), "rounds": 9}))
+    assert "rounds = 2 at the server, 9 at this client" in refused(
+        net, "alice", tls["alice"], make({**COPIES.flat(), "rounds": 9})
+    )
     net.join("alice", tls=tls["alice"])
     until(lambda: net.said("alice is here"))
     assert "connected already; a second connection" in refused(net, "alice", tls["alice"])

@@ -14,6 +14,7 @@ from cutlayer import checkpoint
 from cutlayer.cut import uncut
 from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
+from cutlayer.outputs import alone_in
 from cutlayer.recipes.recipe import make, method_class
 from cutlayer.run import train
 from cutlayer.task import Task
@@ -181,3 +182,20 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path, capsys):
     assert main(words) == 0  # done already: shown again
     assert main([*words, "--lr", "0.2"]) == 2
     assert "holds another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "demo"],
+        ["serve", "demo", "--diagnose-every", "0", "--listen", "127.0.0.1:0", "--insecure"],
+        ["join", "demo", "--diagnose-every", "0", "--server", "127.0.0.1:9", "--as", "client0", "--insecure"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_folder_where_another_process_is_at_work_is_refused(words, tmp_path, capsys):
+    from cutlayer.cli import main
+
+    with alone_in(tmp_path):
+        assert main([*words, "--out", str(tmp_path)]) == 2
+    assert f"another process is at work in {tmp_path}" in capsys.readouterr().err.replace("\n", "")

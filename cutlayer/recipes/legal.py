@@ -106,7 +106,7 @@ def _apart(recipe: Recipe) -> str | None:
     if recipe.overlap:
         return "a server in another process works beside its clients anyway; drop overlap"
     if recipe.diagnose_every:
-        return "diagnose_every looks at both sides at once; drop it"
+        return "diagnose_every looks at both sides at once; take --diagnose-every 0"
     return None
 
 

@@ -111,22 +111,24 @@ class Gate:
         timer.start()
         try:
             hello = read_control(next(requests))
-            k, peer = self._admit(hello, context)
+            k, peer, connection = self._admit(hello, context)
         except (BadInput, StopIteration, grpc.RpcError) as error:
             yield control(kind="refused", why=str(error), busy=isinstance(error, Busy))
             return
         finally:
             timer.cancel()
-        session, connection = peer.session, peer.connection
+        session = peer.session
         context.add_callback(lambda: session.detach(connection))
-        yield control(kind="welcome", client=k, received=session.received, fresh=peer.said["fresh"])
-        threading.Thread(target=self._read, args=(k, peer, connection, requests, context), daemon=True).start()
+        welcome = control(kind="welcome", client=k, received=session.received, fresh=peer.said["fresh"])
+        # before the first word, because gRPC does not come back here if the connection is gone by then
+        threading.Thread(target=self._read, args=(k, peer, connection, requests), daemon=True).start()
+        yield welcome
         yield from session.records(connection)
         if session.closed and "why" in peer.said:
             yield control(kind="refused", why=peer.said["why"], busy=False)
 
-    def _admit(self, hello: Mapping[str, Any], context: Any) -> tuple[int, Peer]:
-        """Return the client and its session; raises BadInput with the reason if it cannot come in."""
+    def _admit(self, hello: Mapping[str, Any], context: Any) -> tuple[int, Peer, int]:
+        """Return the client, its process and the number of its connection; raises BadInput with the reason if it cannot come in."""
         name = hello.get("name")
         if not isinstance(name, str) or not isinstance(hello.get("life"), str) or not isinstance(hello.get("received"), int):
             raise BadInput("this hello lacks a name, a life or a number")
@@ -153,9 +155,9 @@ class Gate:
                 raise BadInput(f"{name} has received {received} messages, and {peer.session.last} were sent")
             peer.connection, peer.alive = peer.session.attach(received), True
             peer.said = {**hello, "fresh": not known}
-        return k, peer
+            return k, peer, peer.connection
 
-    def _read(self, k: int, peer: Peer, connection: int, requests: Iterator[bytes], context: Any) -> None:
+    def _read(self, k: int, peer: Peer, connection: int, requests: Iterator[bytes]) -> None:
         session = peer.session
         if not peer.said["fresh"]:
             self.events.put(Event(k, session, up=True))
