@@ -182,11 +182,15 @@ class Client:
         return answer
 
     def update(
-        self, loss: Tensor | None = None, z: Smashed | None = None, cut_grad: Mapping[str, Tensor] | None = None
+        self,
+        loss: Tensor | None = None,
+        z: Smashed | None = None,
+        cut_grad: Mapping[str, Tensor] | None = None,
+        times: int = 1,
     ) -> None:
         """Backward from the local loss and from the gradient at the cut in one pass, then ONE optimizer step.
 
-        `cut_grad` holds the role cut_grad and cut_grad/<name>, as the server sent them.
+        `cut_grad` holds the role cut_grad and cut_grad/<name>, as the server sent them; `times` repeats the step.
         """
         roots = [] if loss is None else [loss]
         grads: list[Tensor | None] = [None] * len(roots)
@@ -200,7 +204,7 @@ class Client:
             for part, samples in self.owed:
                 self.meter.spend(str(self.id), part, samples, 2)
             self.owed = []
-            self.training.step(self.optimizer, self.anchor)
+            self.training.step(self.optimizer, self.anchor, times)
 
     def update_along(self, gradients: Sequence[Tensor]) -> None:
         """Take ONE optimizer step along gradients that were found without a backward pass, in the order of `trained`."""

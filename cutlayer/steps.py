@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .server import Server
 
 
-def _merge(messages: list[Message], role: str) -> dict[str, Tensor]:
+def merge(messages: list[Message], role: str) -> dict[str, Tensor]:
     """Return the tensors of a role and its context, by name, rows of all messages one after the other."""
     merged: dict[str, Tensor] = {}
     for name in messages[0].tensors:
@@ -28,7 +28,7 @@ def forward(
     server: "Server", messages: list[Message], gradient: bool, statistics: bool = True
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the received leaves by name and the top's output, if so wanted without a trace in running statistics."""
-    leaves = _merge(messages, "smashed")
+    leaves = merge(messages, "smashed")
     for leaf in leaves.values():
         if gradient and leaf.is_floating_point():
             leaf.requires_grad_()
@@ -59,7 +59,7 @@ def train_step(server: "Server", messages: list[Message]) -> list[Message]:
         gradient = any(message.reply != "none" for message in messages)
         with server.meter.phase("server_forward", first.client):
             leaves, output = forward(server, messages, gradient)
-            y = _merge(messages, "labels")["main"]
+            y = merge(messages, "labels")["main"]
             with server.training.autocast():
                 loss = server.task.loss(output, y)
         with server.meter.phase("server_backward", first.client):

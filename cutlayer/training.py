@@ -50,15 +50,16 @@ class Training:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.factor(round) * scale
 
-    def step(self, optimizer: torch.optim.Optimizer, anchor: Sequence[Tensor] = ()) -> None:
-        """Take one optimizer step and clear the gradients; `anchor` is where prox pulls the optimizer's parameters to."""
+    def step(self, optimizer: torch.optim.Optimizer, anchor: Sequence[Tensor] = (), times: int = 1) -> None:
+        """Take one optimizer step, or several along the same gradients, and clear them; prox pulls to where `anchor` is."""
         for parameter, home in zip(parameters_of(optimizer) if anchor else (), anchor, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - home, alpha=self.prox)
         if self.clip is not None:
             for group in optimizer.param_groups:
                 torch.nn.utils.clip_grad_norm_(group["params"], self.clip)
-        optimizer.step()
+        for _ in range(times):
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
 

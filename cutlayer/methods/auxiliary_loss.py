@@ -10,6 +10,7 @@ from torch import Tensor
 from ..auxiliary import AuxiliaryOptions, add_auxiliary
 from ..client import Client, Record
 from ..cut import Smashed
+from ..greedy import Greedy, freeze_first, names
 from ..task import Batch
 from ..wire import Exchange
 
@@ -22,6 +23,13 @@ class AuxiliaryLossOptions(AuxiliaryOptions):
     lambda_every: Annotated[int, "the server's gradient is asked for on every k-th step"] = 1
     lambda_compensate: Annotated[bool, "multiply that gradient by lambda_every, so that its time average stays"] = False
     send_every: Annotated[int, "activations are sent on every h-th step"] = 1
+    server_cuts: Annotated[
+        str, "blocks after which the server's part is cut again; each piece but the last trains on a head of its own"
+    ] = ""
+    repeat_steps: Annotated[bool, "the authors' code: of n parts, part i (from 0) steps n - i times on one batch"] = False
+    freeze_first: Annotated[bool, "the authors' code: a head's first linear layer stays as drawn unless it has 64 inputs"] = (
+        False
+    )
 
 
 class AuxiliaryLoss:
@@ -37,11 +45,18 @@ class AuxiliaryLoss:
     def __init__(self, options: AuxiliaryLossOptions, client: Client) -> None:
         self.options = options
         self.seen = 0
+        self.times = 2 + len(names(options.server_cuts)) if options.repeat_steps else 1
         add_auxiliary(options, client)
+        if options.freeze_first:
+            freeze_first(client.modules["auxiliary"])
 
     @staticmethod
     def comes_back(options: AuxiliaryLossOptions) -> bool:
         return options.lambda_weight != 0
+
+    @staticmethod
+    def server_part(options: AuxiliaryLossOptions) -> Greedy | None:
+        return Greedy(options) if names(options.server_cuts) else None
 
     def local(self, client: Client, z: Smashed, batch: Batch) -> tuple[Tensor | None, Record]:
         """Return the weighted local loss (None if nothing is weighted) and its terms."""
@@ -60,10 +75,10 @@ class AuxiliaryLoss:
             reply = yield from client.uplink(z, batch, gradient=asks)
         loss, record = self.local(client, z, batch)
         if reply is None:
-            client.update(loss)
+            client.update(loss, times=self.times)
         else:
             weight = o.lambda_weight * (o.lambda_every if o.lambda_compensate else 1)
-            client.update(loss, z, {role: weight * grad for role, grad in reply.tensors.items()})
+            client.update(loss, z, {role: weight * grad for role, grad in reply.tensors.items()}, self.times)
         return record
 
     def state(self) -> dict[str, Any]:

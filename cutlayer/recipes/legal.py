@@ -88,12 +88,29 @@ def refusal(recipe: Recipe) -> str | None:
         return "nesterov needs optimizer = 'sgd' and momentum > 0"
     if recipe.warmup_rounds > recipe.rounds:
         return f"warmup_rounds = {recipe.warmup_rounds} never ends in {recipe.rounds} rounds; lower it"
+    if recipe.options.get("server_cuts") and (why := _greedy(recipe, returns)):
+        return f"server_cuts = {recipe.options['server_cuts']!r}: {why}; drop server_cuts"
     head = recipe.options.get("auxiliary")
     if isinstance(head, str):
         find("auxiliary", head, heads.HEADS)
     for name in ("lambda_every", "send_every", "auxiliary_depth", "auxiliary_width"):
         if recipe.options.get(name, 1) < 1:
             return f"{name} = {recipe.options[name]}: must be 1 or more"
+    return None
+
+
+def _greedy(recipe: Recipe, returns: bool) -> str | None:
+    """Return why the server's part cannot be cut into pieces that train on heads of their own, or None."""
+    if returns:
+        return "nothing can be returned through pieces; set lambda_weight = 0"
+    if recipe.tail is not None:
+        return "the pieces' heads need labels at the server, and with a tail they stay home"
+    if getattr(recipe.schedule_options(), "server_copies", False):
+        return "the pieces are those of one server part, not of copies"
+    if recipe.fedprox:
+        return "fedprox pulls whole parts"
+    if recipe.simulated():
+        return "the clock does not know what its heads cost"
     return None
 
 

@@ -1,0 +1,128 @@
+"""A server that is itself cut: each piece but the last trains on a head of its own, greedily, as the client does."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .auxiliary import head_of
+from .cut import divide_sequence, is_sequence
+from .errors import BadInput
+from .meter import owned_bytes
+from .models.blocks import chain
+from .steps import merge
+from .streams import drawing
+from .wire import Message
+
+if TYPE_CHECKING:
+    from .server import Server
+
+
+def names(server_cuts: str) -> list[str]:
+    """Return the blocks after which the server's part is cut."""
+    return [name.strip() for name in server_cuts.split(",") if name.strip()]
+
+
+def freeze_first(head: nn.Module) -> None:
+    """Leave the first linear layer as it was drawn where it has other than 64 inputs.
+
+    The authors' code for arXiv 2601.19261 builds it for 64, and replaces it on first use after the optimizer was made.
+    """
+    first = next((module for module in head.modules() if isinstance(module, nn.Linear)), None)
+    if first is not None and first.in_features != 64:
+        first.requires_grad_(False)
+
+
+class Greedy:
+    """Trains the pieces of the top one after the other on what the piece before gives, detached.
+
+    With 3 or 4 parts in all the authors' code for arXiv 2601.19261 trains so, where its text has one server (docs/papers.md).
+    `options` as AuxiliaryLossOptions. The pieces are the top's own modules, so what is evaluated is the whole.
+    """
+
+    frozen = False
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.pieces: list[nn.Module] = []
+        self.heads: list[nn.Module] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.saved: Any = None  # of a mark, for heads that are not built yet
+        self.handlers = {"smashed": self.handle}
+
+    def orders(self, client: int) -> dict[str, float]:
+        return {}
+
+    def end_round(self, server: "Server") -> None:
+        pass
+
+    def handle(self, server: "Server", messages: list[Message]) -> list[Message]:
+        """Take one step of every piece; nothing goes back."""
+        first = messages[0]
+        leaves, y = merge(messages, "smashed"), merge(messages, "labels")["main"]
+        z = leaves.pop("main")
+        if leaves:
+            raise BadInput(
+                f"server_cuts: {', '.join(leaves)} crosses the cut too, and pieces hand on one tensor; drop server_cuts"
+            )
+        if not self.pieces:
+            self._build(server, z)
+        round, meter = server.schedule.round, server.meter
+        with meter.step("server", first.client, server.samples(first), server.owned):
+            for i, (piece, head, optimizer) in enumerate(zip(self.pieces, self.heads, self.optimizers, strict=True)):
+                with meter.phase("server_forward", first.client):
+                    with server.training.computing(piece, f"top{i}", first.client, round, first.step):
+                        output: Tensor = piece(z)
+                    with server.training.computing(head, f"head{i}", first.client, round, first.step):
+                        loss = server.task.loss(head(output), y)
+                with meter.phase("server_backward", first.client):
+                    loss.backward()
+                    server.training.set_round(optimizer, round, server.schedule.rate(first.client))
+                    server.training.step(optimizer, times=len(self.pieces) - i if self.options.repeat_steps else 1)
+                last = piece is self.pieces[-1]
+                server.note("loss" if last else f"piece{i + 1}_loss", loss, len(y))
+                z = output.detach()
+        meter.spend("server", "top", len(y), 3)
+        return []
+
+    def _build(self, server: "Server", z: Tensor) -> None:
+        rest: nn.Module = server.top
+        if not is_sequence(rest):
+            raise BadInput("server_cuts: the server's part is no sequence of blocks; drop server_cuts")
+        for name in names(self.options.server_cuts):
+            before, rest = divide_sequence(rest, name, "server_cuts")
+            self.pieces.append(before)
+        self.pieces.append(rest)
+        for i, piece in enumerate(self.pieces[:-1]):
+            with torch.no_grad(), server.training.computing(piece, "shapes", 0, 0, 0, statistics=False):
+                z = piece(z)
+            with drawing(server.training.seed, "greedy head", i):
+                # the stages behind are not known here, so heads of blocks double their width
+                head = head_of(self.options, replace(server.task, cut_shape=tuple(z.shape[1:]), later_stages=())).to(z.device)
+            if self.options.freeze_first:
+                freeze_first(head)
+            self.heads.append(head)
+        self.heads.append(nn.Identity())
+        self.optimizers = [
+            server.training.optimizer(chain([("piece", piece), ("head", head)]))
+            for piece, head in zip(self.pieces, self.heads, strict=True)
+        ]
+        if self.saved is not None:
+            for (weights, slots), head, optimizer in zip(self.saved, self.heads, self.optimizers, strict=True):
+                head.load_state_dict(weights)
+                optimizer.load_state_dict(slots)
+
+    def owned(self) -> int:
+        """Return the bytes of heads and optimizers beyond the top's own."""
+        mine = owned_bytes(self.heads, None)
+        return mine + sum(owned_bytes([], optimizer) for optimizer in self.optimizers)
+
+    def state(self) -> dict[str, Any]:
+        built = [(head.state_dict(), o.state_dict()) for head, o in zip(self.heads, self.optimizers, strict=True)]
+        return {"pieces": built or self.saved}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.saved = state["pieces"]
+        self.pieces, self.heads, self.optimizers = [], [], []
