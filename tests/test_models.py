@@ -68,6 +68,8 @@ def shape_at(model: nn.Module, input_shape: tuple[int, ...] = (3, 32, 32)) -> tu
 def test_T15_1_parameter_counts() -> None:
     counts = {"resnet110": 1_727_962, "vgg11": 9_231_114, "vgg13": 9_416_010, "resnet18": 11_173_962}
     assert {name: parameters(on_meta(name)) for name in counts} == counts
+    assert parameters(on_meta("resnet50", 1000, (3, 224, 224))) == 25_557_032  # torchvision's
+    assert shape_at(bottom_of(on_meta("resnet50"), "stage2.block4"), (3, 224, 224)) == (512, 28, 28)
 
 
 @pytest.mark.parametrize(("number", "path", "shape", "params", "buffers"), RESNET110)
@@ -120,7 +122,7 @@ def test_every_model_takes_both_image_shapes_and_names_existing_cuts(name: str, 
 
 
 # The others differ from these in depth alone.
-@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet18", "vgg11", "lenet", "mlp"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet18", "resnet18_quarter", "resnet50", "vgg11", "lenet", "mlp"])
 def test_T15_2_parts_of_a_sequence_compose_to_the_uncut_model(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(name, 10, (3, 32, 32)).eval()

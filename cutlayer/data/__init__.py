@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import unknown
-from . import graphs, images, partition, tables, text
+from . import folder, graphs, images, partition, tables, text
 from .sources import Data, MapStyle, Source, Tensors, from_datasets
 
 __all__ = ["DATASETS", "Data", "MapStyle", "Source", "Tensors", "from_datasets", "load", "partition"]
@@ -24,6 +24,9 @@ DATASETS: dict[str, Entry] = {
     "cifar100": Entry(images.cifar, "60,000 colour images 32x32, 100 classes (Parquet or official binary)"),
     "mnist": Entry(images.mnist, "70,000 handwritten digits 28x28, 10 classes (idx files)"),
     "fashion_mnist": Entry(images.mnist, "70,000 pictures of clothes 28x28, 10 classes (idx files)"),
+    "image_folder": Entry(
+        folder.image_folder, "your own images: DATA_DIR/train/CLASS/*.jpg and DATA_DIR/val/CLASS/*.jpg, read at 224x224"
+    ),
     "sst2": Entry(text.sentences, "67,000 phrases of film reviews, 2 classes, as word numbers (n, 64)"),
     "agnews": Entry(text.sentences, "17,601 news texts, 4 classes, as word numbers (n, 64)"),
     "shakespeare": Entry(text.shakespeare, "1.1 million characters in pieces of 64, the next character of each"),

@@ -13,7 +13,7 @@ from .gin import gin
 from .heads import HEADS, build_head
 from .lenet import lenet
 from .mlp import mlp
-from .resnet import resnet8, resnet18, resnet20, resnet32, resnet44, resnet56, resnet110
+from .resnet import resnet8, resnet18, resnet18_quarter, resnet20, resnet32, resnet44, resnet50, resnet56, resnet110
 from .transformer import Transformer
 from .vgg import vgg11, vgg13
 
@@ -32,9 +32,11 @@ __all__ = [
     "mlp",
     "resnet8",
     "resnet18",
+    "resnet18_quarter",
     "resnet20",
     "resnet32",
     "resnet44",
+    "resnet50",
     "resnet56",
     "resnet110",
     "vgg11",
@@ -96,6 +98,10 @@ MODELS: dict[str, Entry] = {
     "resnet56": Entry(_for_images(resnet56), "CIFAR ResNet, 3 x 9 blocks"),
     "resnet110": Entry(_for_images(resnet110), "CIFAR ResNet, 3 x 18 blocks, the model of decoupled split learning"),
     "resnet18": Entry(_for_images(resnet18), "ResNet-18 with a 3x3 stem, 4 x 2 blocks"),
+    "resnet18_quarter": Entry(
+        _for_images(resnet18_quarter), "the same with a quarter of the channels, for machines without a GPU"
+    ),
+    "resnet50": Entry(_for_images(resnet50), "ResNet-50 for images of 224x224, 16 bottleneck blocks"),
     "vgg11": Entry(_for_images(vgg11), "VGG11 with batch norm, 8 convolutions"),
     "vgg13": Entry(_for_images(vgg13), "VGG13 with batch norm, 10 convolutions"),
     "lenet": Entry(_lenet, "LeNet-5 with ReLU and max pooling, 2 convolutions"),

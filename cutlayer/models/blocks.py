@@ -123,3 +123,29 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions with batch norm around a shortcut, (N, C, H, W) to (N, width, H/stride, W/stride), >= 0.
+
+    The inner width is a quarter; the shortcut a 1x1 convolution where shapes differ (He et al. 2016, option B).
+    """
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        inner = width // 4
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = conv3x3(inner, inner, stride)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if (in_channels, stride) != (width, 1):
+            conv = nn.Conv2d(in_channels, width, 1, stride, bias=False)
+            self.shortcut = chain([("conv", conv), ("bn", nn.BatchNorm2d(width))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.bn1(self.conv1(x)))
+        inner = F.relu(self.bn2(self.conv2(inner)))
+        return F.relu(self.bn3(self.conv3(inner)) + self.shortcut(x))

@@ -1,8 +1,8 @@
-"""Residual networks for 32x32 images: the CIFAR family of depth 6n + 2, and ResNet-18 with a 3x3 stem."""
+"""Residual networks: the CIFAR family of depth 6n + 2, ResNet-18 with a 3x3 stem, and ResNet-50 for 224x224 images."""
 
 from torch import nn
 
-from .blocks import BasicBlock, Blocks, chain, conv_bn_relu, global_pool, image_input
+from .blocks import BasicBlock, Blocks, Bottleneck, chain, conv_bn_relu, global_pool, image_input
 
 
 def _resnet(
@@ -71,3 +71,32 @@ def resnet18(num_classes: int = 10, in_channels: int = 3) -> Blocks:
     """
     cuts = {"shallow": "stage1.block2", "middle": "stage2.block2", "deep": "stage3.block2"}
     return _resnet((64, 128, 256, 512), 2, True, cuts, num_classes, in_channels)
+
+
+def resnet18_quarter(num_classes: int = 10, in_channels: int = 3) -> Blocks:
+    """Return `resnet18` with a quarter of the channels, (N, C, H, W) to (N, num_classes), for machines without a GPU."""
+    cuts = {"shallow": "stage1.block2", "middle": "stage2.block2", "deep": "stage3.block2"}
+    return _resnet((16, 32, 64, 128), 2, True, cuts, num_classes, in_channels)
+
+
+def resnet50(num_classes: int = 1000, in_channels: int = 3) -> Blocks:
+    """Return ResNet-50 with the ImageNet stem, (N, C, H, W) to (N, num_classes); cut at ends of stages.
+
+    He et al. 2016; a block's stride lies in its 3x3 convolution, as in torchvision.
+    """
+    stem = chain(
+        [
+            *image_input(in_channels), ("conv", nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)), ("bn", nn.BatchNorm2d(64)),
+            ("relu", nn.ReLU()), ("pool", nn.MaxPool2d(3, 2, 1)),
+        ]
+    )  # fmt: skip
+    blocks: list[tuple[str, nn.Module]] = [("stem", stem)]
+    channels, widths = 64, (256, 512, 1024, 2048)
+    for number, (width, depth) in enumerate(zip(widths, (3, 4, 6, 3), strict=True), 1):
+        stage: list[tuple[str, nn.Module]] = []
+        for place in range(1, depth + 1):
+            stage.append((f"block{place}", Bottleneck(channels, width, 2 if number > 1 and place == 1 else 1)))
+            channels = width
+        blocks.append((f"stage{number}", chain(stage)))
+    blocks += [("pool", global_pool()), ("classifier", nn.Linear(channels, num_classes))]
+    return Blocks(blocks, {"shallow": "stage1.block3", "middle": "stage2.block4", "deep": "stage3.block6"}, widths)

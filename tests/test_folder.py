@@ -1,0 +1,83 @@
+"""Images of any size in folders by class: read from disk batch by batch, the same crops for the same seed."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import equal
+from PIL import Image
+
+from cutlayer.data import load
+from cutlayer.data.folder import read
+from cutlayer.errors import BadInput
+from cutlayer.recipes.recipe import make
+from cutlayer.run import run_recipe
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Twelve images of other sizes in two classes, light and dark, and four to evaluate on."""
+    for split, n in (("train", 6), ("val", 2)):
+        for k, name in enumerate(("dark", "light")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(n):
+                noise = np.random.default_rng(i).integers(0, 100, (40 + 5 * i, 60, 3)) + 150 * k
+                Image.fromarray(noise.astype(np.uint8)).save(tmp_path / split / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+    return tmp_path
+
+
+def test_a_folder_is_read_in_a_fixed_shuffle_with_its_classes_in_order(root):
+    data = load("image_folder", str(root))
+    assert (len(data.train), len(data.test), data.num_classes) == (12, 4, 2)
+    assert data.train.input_shape == (3, 224, 224)
+    assert data.train.sample_bytes == 3 * 224 * 224
+    assert all((path.parent.name == "light") == bool(y) for path, y in zip(data.train.paths, data.train.labels, strict=True))
+    assert 0 < int(load("image_folder", str(root), num_train=6).train.labels.sum()) < 6
+    x, y = data.train.batch(torch.arange(12), None)[:2]
+    assert x.shape == (12, 3, 224, 224)
+    assert (x.mean((1, 2, 3)) > 0).long().equal(y)  # light is light after normalisation
+    assert float((data.train.to_unit(x) * 255).max()) <= 255
+
+
+def test_crops_are_those_of_the_generator_and_only_in_training(root):
+    data = load("image_folder", str(root))
+    index = torch.arange(4)
+    first, again, other = (data.train.batch(index, torch.Generator().manual_seed(s)).x for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    plain = load("image_folder", str(root), augment=False).train
+    assert torch.equal(plain.batch(index, torch.Generator().manual_seed(1)).x, plain.batch(index, None).x)
+
+
+def test_the_middle_is_what_scaling_to_256_and_taking_224_gives(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 300, 3)).astype(np.uint8))
+    image.save(tmp_path / "x.png")
+    assert (read(tmp_path / "x.png", None, 224) == np.asarray(image.crop((38, 16, 262, 240)))).all()
+
+
+def test_a_network_trains_on_a_folder_the_same_with_any_number_of_readers(root, monkeypatch, no_figures):
+    recipe = make(
+        {"data": "image_folder", "data_dir": str(root), "model": "resnet18_quarter", "scheme": "dsl", "auxiliary": "pool_linear",
+         "rounds": 1, "batch_size": 6, "num_threads": 1}
+    )  # fmt: skip
+    one = run_recipe(recipe)
+    monkeypatch.setattr("cutlayer.data.folder.READERS", 1)
+    assert equal(one.modules["bottom"], run_recipe(recipe).modules["bottom"])
+    assert one.summary["input_bytes"] == 12 * 3 * 224 * 224
+
+
+def test_what_is_missing_or_damaged_is_named(root, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(BadInput, match="has no train/"):
+        load("image_folder", str(empty))
+    (empty / "train").mkdir()
+    with pytest.raises(BadInput, match="neither val/ nor test/"):
+        load("image_folder", str(empty))
+    (root / "val" / "grey").mkdir()
+    with pytest.raises(BadInput, match="only one of them has grey"):
+        load("image_folder", str(root))
+    (root / "val" / "grey").rmdir()
+    (root / "train" / "dark" / "0.jpg").write_bytes(b"no image")
+    with pytest.raises(BadInput, match=r"0.jpg cannot be read as an image"):
+        load("image_folder", str(root)).train.batch(torch.arange(12), None)
+    with pytest.raises(BadInput, match="13 samples are wanted and there are 12"):
+        load("image_folder", str(root), num_train=13)
