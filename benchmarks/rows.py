@@ -14,7 +14,7 @@ def written(name: str, **fields: Any) -> bool:
     """Return whether results/<name>.jsonl has a row with these values."""
     path = RESULTS / f"{name}.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return any(all(row[key] == value for key, value in fields.items()) for row in map(json.loads, lines))
+    return any(all(row.get(key) == value for key, value in fields.items()) for row in map(json.loads, lines))
 
 
 def write(name: str, row: dict[str, Any]) -> None:

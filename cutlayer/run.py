@@ -163,7 +163,7 @@ def data_of(recipe: Recipe) -> Data:
     """Return the data set that a recipe names."""
     _not_own("data", recipe.data)
     if recipe.data in DATASETS:
-        return load_data(recipe.data, recipe.data_dir, recipe.num_train, recipe.num_test, recipe.augment)
+        return load_data(recipe.data, recipe.data_dir, recipe.num_train, recipe.num_test, recipe.augment, recipe.num_held_out)
     found = find("data", recipe.data, DATASETS)
     return made("data", recipe.data, found if callable(found) else lambda: found, Data)
 

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 import cutlayer as cl
 from cutlayer.data import augment, files, images
 from cutlayer.errors import BadInput
+from cutlayer.recipes.recipe import make
 from cutlayer.streams import stream
 
 
@@ -194,7 +195,7 @@ def test_only_training_batches_are_augmented_and_to_unit_undoes_the_normalisatio
     assert not torch.equal(source.batch(index, stream(0, "a")).x, plain)
     expected = (raw[3, 1, 5, 7].float() / 255 - mean[1]) / std[1]
     assert torch.isclose(plain[3, 1, 5, 7], expected, atol=1e-6)
-    first = source.take(3)
+    first = source.take(slice(3), None)
     assert len(first) == 3
     assert torch.equal(first.to("cpu").batch(index[:3], None).x, plain[:3])
 
@@ -278,13 +279,30 @@ def test_unpacked_official_files_are_read_train_then_test(name, width, tmp_path,
 
 @pytest.mark.parametrize("n", [0, -5])
 def test_fewer_than_one_sample_is_refused(n):
-    with pytest.raises(BadInput, match="at least 1"):
+    with pytest.raises(BadInput, match=f"num_train = {n}: {n} samples are wanted and there are 1437"):
         cl.data.load("digits", num_train=n)
 
 
 def test_the_first_samples_keep_what_they_are_evaluated_on():
-    data = cl.data.load("digits")
-    assert data.train.take(5).held_out is data.test
+    data = cl.data.load("digits", num_train=5)
+    assert len(data.train) == 5
+    assert data.train.held_out is data.test
+
+
+def test_held_out_samples_are_the_last_of_training_and_not_augmented(data_dir):
+    whole, data = (cl.data.load("cifar10", str(data_dir), num_held_out=n) for n in (None, 5000))
+    assert (len(data.train), len(data.test)) == (45_000, 5000)
+    assert torch.equal(data.test.x, whole.train.x[45_000:])
+    assert data.train.held_out is data.test
+    assert data.train.augment is not None
+    assert data.test.augment is None
+    few = cl.data.load("cifar10", str(data_dir), num_train=100, num_held_out=5000)
+    assert torch.equal(few.train.x, whole.train.x[:100])
+    assert torch.equal(few.test.x, data.test.x)
+    with pytest.raises(BadInput, match=r"num_held_out = 50000: 50000 samples are wanted and there are 49999"):
+        cl.data.load("cifar10", str(data_dir), num_held_out=50_000)
+    with pytest.raises(BadInput, match="the test set is left alone"):
+        make({"data": "cifar10", "num_held_out": 10, "num_test": 10})
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Data: real sets by name, the user's own, and how they lie with the clients."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from ..errors import unknown
+from ..errors import BadInput, unknown
 from . import folder, graphs, images, partition, tables, text
 from .sources import Data, MapStyle, Source, Tensors, from_datasets
 
@@ -40,17 +41,34 @@ DATASETS: dict[str, Entry] = {
 
 
 def load(
-    name: str, data_dir: str | None = None, num_train: int | None = None, num_test: int | None = None, augment: bool = True
+    name: str,
+    data_dir: str | None = None,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    augment: bool = True,
+    num_held_out: int | None = None,
 ) -> Data:
     """Return a data set by name, only the first `num_train` and `num_test` samples if given.
 
+    With `num_held_out` so many training samples, the last, are what is evaluated on instead of the test set.
     Looks in `data_dir`, else $CUTLAYER_DATA, and in the cache; fetches what is missing where there is a network. Raises
     BadInput for an unknown name, too many samples, and missing or damaged files.
     """
     if name not in DATASETS:
         raise unknown("data", name, DATASETS)
     data = DATASETS[name].load(name, data_dir, augment)
-    if num_train is None and num_test is None:
+    if num_train is None and num_test is None and num_held_out is None:
         return data
-    test = data.test.take(num_test)  # type: ignore[attr-defined]
-    return Data(name, data.train.take(num_train, test), test, data.num_classes, data.release)  # type: ignore[attr-defined]
+    rest = len(data.train) - (num_held_out or 0)
+    wanted = (
+        ("num_held_out", num_held_out, len(data.train) - 1),
+        ("num_train", num_train, rest),
+        ("num_test", num_test, len(data.test)),
+    )
+    for field, n, there in wanted:
+        if n is not None and not 1 <= n <= there:
+            raise BadInput(f"{field} = {n}: {n} samples are wanted and there are {there}; lower it")
+    source: Any = data.test if num_held_out is None else data.train
+    test: Source = source.take(slice(num_test) if num_held_out is None else slice(rest, None), None)
+    train: Source = data.train.take(slice(rest if num_train is None else num_train), test)  # type: ignore[attr-defined]
+    return replace(data, train=train, test=test)

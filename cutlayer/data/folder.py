@@ -69,12 +69,10 @@ class Folder:
         held_out = self.held_out.to(device) if self.held_out else None
         return Folder(self.paths, self.labels.to(device), self.num_classes, self.augment, held_out, device, self.side)
 
-    def take(self, n: int | None, held_out: Source | None = None) -> "Folder":
-        """Return the first n images; their order is a fixed shuffle. Raises BadInput if there are fewer."""
-        if n is not None and not 1 <= n <= len(self):
-            raise BadInput(f"{n} samples are wanted and there are {len(self)}; lower num_train or num_test")
-        held_out = self.held_out if held_out is None else held_out
-        return Folder(self.paths[:n], self.labels[:n], self.num_classes, self.augment, held_out, self.device, self.side)
+    def take(self, which: slice, held_out: Source | None) -> "Folder":
+        """Return some of the images, whose order is a fixed shuffle; what is evaluated on nothing is itself not augmented."""
+        augment = self.augment and held_out is not None
+        return Folder(self.paths[which], self.labels[which], self.num_classes, augment, held_out, self.device, self.side)
 
 
 def read(path: Path, draw: Tensor | None, side: int) -> np.ndarray:

@@ -95,15 +95,11 @@ class Tensors:
         fields = self.num_classes, self.mean, self.std, self.augment, held_out, self.low, self.high, self.vocabulary
         return Tensors(self.x.to(device), self.labels.to(device), *fields)
 
-    def take(self, n: int | None, held_out: Source | None = None) -> "Tensors":
-        """Return the first n samples, evaluated on `held_out` or else as before; raises BadInput if there are fewer."""
-        if n is not None and n < 1:
-            raise BadInput(f"{n} samples are wanted; num_train and num_test must be at least 1")
-        if n is not None and n > len(self):
-            raise BadInput(f"{n} samples are wanted and there are {len(self)}; lower num_train or num_test")
-        held_out = self.held_out if held_out is None else held_out
-        fields = self.num_classes, self.mean, self.std, self.augment, held_out, self.low, self.high, self.vocabulary
-        return Tensors(self.x[:n], self.labels[:n], *fields)
+    def take(self, which: slice, held_out: Source | None) -> "Tensors":
+        """Return some of the samples, evaluated on `held_out`; what is evaluated on nothing is itself not augmented."""
+        augment = self.augment if held_out is not None else None
+        fields = self.num_classes, self.mean, self.std, augment, held_out, self.low, self.high, self.vocabulary
+        return Tensors(self.x[which], self.labels[which], *fields)
 
 
 class MapStyle:

@@ -35,8 +35,10 @@ def refusal(recipe: Recipe) -> str | None:
         name = str(getattr(recipe, kind))
         if name.partition(":")[0] != "own":  # what Python was given as an object
             find(kind, name, table)
-    if recipe.data not in DATASETS and (recipe.num_train or recipe.num_test or not recipe.augment):
-        return "num_train, num_test and augment are for data sets of the table; give your own data as they are to be used"
+    if recipe.data not in DATASETS and (recipe.num_train or recipe.num_test or recipe.num_held_out or not recipe.augment):
+        return "num_train, num_test, num_held_out and augment are for data sets of the table; give your own data as they are to be used"
+    if recipe.num_held_out and recipe.num_test:
+        return f"num_test = {recipe.num_test}: with num_held_out the test set is left alone; drop one of the two"
     method, options = method_class(recipe.method), recipe.method_options()
     returns = method.comes_back(options)
     if getattr(method, "uncut", False) != (recipe.cut == "none"):

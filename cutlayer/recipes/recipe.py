@@ -58,6 +58,9 @@ class Recipe:
     data_dir: Annotated[str | None, "folder with the data files; else $CUTLAYER_DATA"] = None
     num_train: Annotated[Positive | None, "use only the first n training samples"] = None
     num_test: Annotated[Positive | None, "use only the first n test samples"] = None
+    num_held_out: Annotated[
+        Positive | None, "evaluate on so many training samples, held out of training, and leave the test set alone"
+    ] = None
     augment: Annotated[bool, "random crops and flips, where the data set has them"] = True
     model: Annotated[str, "network (cutlayer list models), or package.module:object giving a module"] = "resnet20"
     cut: Annotated[str, "block after which the network is cut: stage1.block2, block2, shallow, middle, deep; none: uncut"] = (
