@@ -11,6 +11,7 @@ import rows
 from rich.console import Console
 
 from cutlayer.compare import compare
+from cutlayer.errors import BadInput
 from cutlayer.recipes import load
 from cutlayer.report import write
 
@@ -64,9 +65,16 @@ def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mappin
             fields = {**cell.fields, "seed": seed, "device": args.device, **(tiny if args.tiny else {})}
             recipe = load(cell.base, **fields, data_dir=None if args.tiny else args.data_dir)
             failures: list[str] = []
-            found, complete = compare(
-                [recipe], args.out, max_minutes=args.max_minutes, failed=lambda r, e, failures=failures: failures.append(str(e))
-            )
+            try:
+                found, complete = compare(
+                    [recipe],
+                    args.out,
+                    max_minutes=args.max_minutes,
+                    failed=lambda r, e, failures=failures: failures.append(str(e)),
+                )
+            except BadInput as error:  # shares that cannot be had, for instance
+                found, complete = [], False
+                failures.append(str(error))
             for failure in failures:
                 console.print(f"failed: seed {seed}, {cell}: {failure}")
                 if not args.tiny:

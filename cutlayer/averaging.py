@@ -30,6 +30,14 @@ def average(states: Sequence[State], weights: Sequence[float], *, pooled: bool =
     return merged
 
 
+def drift(states: Sequence[State], mean: State) -> Tensor:
+    """Return how far models lie from their average: root mean square distance over the average's norm, running statistics left out."""
+    names = [n for n, t in mean.items() if t.is_floating_point() and not n.rpartition(".")[2].startswith("running_")]
+    apart = [sum((state[name].double() - mean[name].double()).square().sum() for name in names) for state in states]
+    norm = torch.as_tensor(sum(mean[name].double().square().sum() for name in names))
+    return (torch.as_tensor(sum(apart)) / len(states) / norm.clamp_min(1e-30)).sqrt()
+
+
 def _mix(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     first = tensors[0]
     if not first.is_floating_point():

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from .averaging import average, batch_norm_entries
+from .averaging import average, batch_norm_entries, drift
 from .errors import BadInput
 from .meter import Meter, owned_bytes
 from .schedules.base import Schedule
@@ -176,6 +176,7 @@ class Server:
         """Make the weighted average of what has arrived the clients' newest weights."""
         states = [self.arrived.pop(k) for k in sorted(by)]
         self.weights = average(states, [by[k] for k in sorted(by)], pooled=batch_norm == "pooled")
+        self.note("client_drift", drift(states, self.weights), 1)
         self.version, self.holder, self.slots = self.version + 1, -1, {}
 
     def average_tops(self, by: Mapping[int, float], batch_norm: str, reset: bool) -> None:

@@ -6,7 +6,7 @@ from conftest import equal, small_data, small_model
 from torch import nn
 
 import cutlayer as cl
-from cutlayer.averaging import average, batch_norm_entries
+from cutlayer.averaging import average, batch_norm_entries, drift
 from cutlayer.errors import BadInput
 from cutlayer.recipes.recipe import make
 from cutlayer.schedules import parallel
@@ -242,3 +242,10 @@ def test_what_does_not_go_together_is_refused(fields, why):
     with pytest.raises(BadInput) as error:
         make(fields)
     assert why in str(error.value)
+
+
+def test_client_drift_is_the_distance_from_the_average_as_a_share_of_it():
+    states = [{"w": torch.tensor([3.0, 0.0]), "running_mean": torch.tensor([9.0])}, {"w": torch.tensor([1.0, 0.0])}]
+    mean = {"w": torch.tensor([2.0, 0.0]), "running_mean": torch.tensor([0.0]), "n": torch.tensor(3)}
+    assert drift(states, mean).item() == pytest.approx(0.5)
+    assert drift([mean, mean], mean).item() == 0.0

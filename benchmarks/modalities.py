@@ -1,0 +1,46 @@
+"""Other modalities: phrases (SST-2), news (AG News), the next character (Shakespeare), a table (Adult); two clients, one process.
+
+The small transformer cut after its first block, the perceptron after its first layer; every method against the uncut network:
+results/modalities.jsonl. SST-2: the first 10,000 phrases.
+"""
+
+from typing import Any
+
+from cells import Cell, parser, run
+
+from cutlayer.recipes.schemes import SCHEMES
+
+HEAD = {"auxiliary": "block"}
+HEADS: dict[str, dict[str, Any]] = {
+    "centralised": {},
+    "fedavg": {},
+    "vanilla": {},
+    "u_shaped": {},
+    "splitfed_v1": {},
+    "splitfed_v2": {},
+    "dsl_seq": HEAD,
+    "dsl_fed": HEAD,
+}
+SETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adult": ("text", {"data": "adult", "model": "mlp", "cut": "shallow", "rounds": 10, "lr": 1e-3, "batch_size": 128}),
+    "agnews": ("text", {"rounds": 4, "lr": 1e-3}),
+    "sst2": ("text", {"data": "sst2", "num_train": 10_000, "rounds": 4, "lr": 1e-3}),
+    "shakespeare": ("characters", {"rounds": 2}),
+}
+TINY = {"data": "digits", "num_train": 64, "num_test": 32, "rounds": 1, "model": "mlp", "cut": "shallow", "batch_size": 16}
+FEW = (("adult", "vanilla"), ("adult", "dsl_seq"))
+
+
+def fields_of(fields: dict[str, Any], scheme: str, own: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a cell."""
+    return {"num_clients": 2, **fields, **SCHEMES[scheme].fields, "scheme": scheme, **own}
+
+
+if __name__ == "__main__":
+    args = parser("modalities", __doc__).parse_args()
+    cells = [
+        Cell({"data": data, "what": scheme}, base, fields_of(fields, scheme, own), (data, scheme) in FEW)
+        for data, (base, fields) in SETS.items()
+        for scheme, own in HEADS.items()
+    ]
+    run("modalities", cells, args, TINY, "Other modalities")

@@ -1,0 +1,80 @@
+"""SLPerf's table, measured: vanilla, U-shaped and SplitFed V1, V2, V3 on images (ResNet-20) and graphs (GIN), one process.
+
+Images: 10,000 of CIFAR-10, five clients, 12 rounds of the strong schedule; IID and Dirichlet(0.5) are in results/schemes.jsonl, here
+are disjoint classes, what holds there, and averaging periods. Graphs: five TUDataset sets, five clients (two where classes are
+disjoint), 60 rounds of Adam; cuts after the first and the last convolution and at the readout: results/slperf.jsonl.
+"""
+
+from typing import Any
+
+from cells import Cell, parser, run
+
+from cutlayer.recipes.schemes import SCHEMES
+
+TABLE = ("centralised", "fedavg", "vanilla", "u_shaped", "splitfed_v1", "splitfed_v2", "splitfed_v3")
+SETS = ("mutag", "enzymes", "proteins", "imdb_binary", "nci1")
+GIN: dict[str, Any] = {"rounds": 60, "lr_schedule": "steps"}
+CUTS = {"G1": "conv1", "G3": "conv4", "G2": "readout"}
+# small batches, because averages of five clients' steps are steps of five times the batch
+OFTEN: dict[str, dict[str, Any]] = {
+    "splitfed_v1, 1 batch": {"scheme": "splitfed_v1", "sync_every": "1 batch"},
+    "splitfed_v1, 5 batches": {"scheme": "splitfed_v1", "sync_every": "5 batches"},
+    "splitfed_v1, 1 batch, pooled BatchNorm": {"scheme": "splitfed_v1", "sync_every": "1 batch", "batch_norm": "pooled"},
+    "splitfed_v2, 1 batch, batch-major": {"scheme": "splitfed_v2", "sync_every": "1 batch", "server_order": "batch_major"},
+    "splitfed_v2, 5 batches, batch-major": {"scheme": "splitfed_v2", "sync_every": "5 batches", "server_order": "batch_major"},
+    "splitfed_v2, 1 batch, concatenated": {"scheme": "splitfed_v2", "sync_every": "1 batch", "server_order": "concatenated"},
+    "splitfed_v2, 5 batches, concatenated": {"scheme": "splitfed_v2", "sync_every": "5 batches", "server_order": "concatenated"},
+    "dsl_fed, 1 batch, concatenated": {"scheme": "dsl_fed", "sync_every": "1 batch", "server_order": "concatenated"},
+}  # fmt: skip
+PERIODS = ("1 batch", "5 batches", "25 batches", "1 epoch", "5 epochs", "never")
+TINY = {
+    "data": "digits", "num_train": 100, "num_test": 32, "rounds": 1, "warmup_rounds": 0, "lr_schedule": "constant",
+    "model": "resnet8", "cut": "shallow", "batch_size": 8, "optimizer": "sgd", "lr": 0.01,
+}  # fmt: skip
+
+
+def row(task: str, partition: str, what: str, base: str, fields: dict[str, Any]) -> Cell:
+    """Return the cell of a line of the table."""
+    few = (task, partition, what) in {
+        ("cifar10", "classes", "splitfed_v2, 1 batch, concatenated"),
+        ("cifar10", "classes", "vanilla"),
+    }
+    return Cell({"task": task, "partition": partition, "what": what}, base, {"partition": partition, **fields}, few)
+
+
+def graphs() -> list[Cell]:
+    """Return the cells on graphs, small sets first."""
+    found = []
+    for name in SETS:
+        for partition, n in (("iid", 5), ("dirichlet", 5), ("classes", 2)):
+            for scheme in TABLE:
+                own = {"cut": "conv2", "tail": "readout"} if scheme == "u_shaped" else {}
+                fields = {"data": name, "num_clients": n, **GIN, **SCHEMES[scheme].fields, "scheme": scheme, **own}
+                found.append(row(name, partition, scheme, "graphs", fields))
+        for cut, at in list(CUTS.items())[:2]:
+            fields = {"data": name, "num_clients": 5, **GIN, "scheme": "vanilla", "cut": at}
+            found.append(row(name, "iid", f"vanilla at {cut}", "graphs", fields))
+    return found
+
+
+def images() -> list[Cell]:
+    """Return the cells on images."""
+    base: dict[str, Any] = {"num_clients": 5}
+    found = [
+        row("cifar10", "classes", scheme, "small-cifar10", {**base, **SCHEMES[scheme].fields, "scheme": scheme})
+        for scheme in TABLE
+        if scheme != "centralised"
+    ]
+    found += [
+        row("cifar10", "classes", what, "small-cifar10", {**base, "batch_size": 32, **own}) for what, own in OFTEN.items()
+    ]
+    for partition in ("dirichlet", "iid"):
+        for period in PERIODS:
+            fields = {**base, "scheme": "splitfed_v1", "sync_every": period, "batch_size": 64, "local_epochs": 1}
+            found.append(row("cifar10", partition, f"splitfed_v1 every {period}", "small-cifar10", fields))
+    return found
+
+
+if __name__ == "__main__":
+    args = parser("slperf", __doc__).parse_args()
+    run("slperf", [*graphs(), *images()], args, TINY, "SLPerf's table")
