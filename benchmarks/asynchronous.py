@@ -20,9 +20,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 TINY = {"data": "digits", "num_train": 64, "num_test": 32, "model": "resnet8", "rounds": 3, "batch_size": 16}
 
-if __name__ == "__main__":
-    args = parser("asynchronous", __doc__).parse_args()
-    cells = [
+
+def cells() -> list[Cell]:
+    """Return all cells, the cheapest model first."""
+    return [
         Cell(
             {"model": model, "clients": n, "what": what}, "small-cifar10", {**BASE, "model": model, "num_clients": n, **own},
             (model, n, what) == ("vgg11", 5, "threshold 0.1"),
@@ -31,4 +32,7 @@ if __name__ == "__main__":
         for n in (1, 5, 10)
         for what, own in CONFIGURATIONS.items()
     ]  # fmt: skip
-    run("asynchronous", cells, args, TINY, "Loss-based asynchronous training")
+
+
+if __name__ == "__main__":
+    run("asynchronous", cells(), parser("asynchronous", __doc__).parse_args(), TINY, "Loss-based asynchronous training")

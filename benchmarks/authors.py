@@ -33,12 +33,17 @@ SIZES: dict[str, dict[str, Any]] = {
 FEW = ("conventional", "decoupled, deep, both: as logged")
 TINY = {"data": "digits", "num_train": 64, "num_test": 32, "rounds": 1, "model": "resnet20", "batch_size": 16}
 
+
+def cells(profile: str = "small") -> list[Cell]:
+    """Return all cells."""
+    return [
+        Cell({"profile": profile, "what": what}, "dsl-code-cifar10", {**SIZES[profile], **own}, what in FEW)
+        for what, own in CONFIGURATIONS.items()
+    ]
+
+
 if __name__ == "__main__":
     arguments = parser("authors", __doc__)
     arguments.add_argument("--profile", choices=tuple(SIZES), default="small")
     args = arguments.parse_args()
-    cells = [
-        Cell({"profile": args.profile, "what": what}, "dsl-code-cifar10", {**SIZES[args.profile], **own}, what in FEW)
-        for what, own in CONFIGURATIONS.items()
-    ]
-    run("authors", cells, args, TINY, "The authors' code")
+    run("authors", cells(args.profile), args, TINY, "The authors' code")

@@ -32,7 +32,11 @@ TINY = {
     "batch_size": 16,
 }  # fmt: skip
 
+
+def cells() -> list[Cell]:
+    """Return all cells."""
+    return [Cell({"what": what}, "small-cifar10", {**BASE, **own}, what in FEW) for what, own in CONFIGURATIONS.items()]
+
+
 if __name__ == "__main__":
-    args = parser("budget", __doc__).parse_args()
-    cells = [Cell({"what": what}, "small-cifar10", {**BASE, **own}, what in FEW) for what, own in CONFIGURATIONS.items()]
-    run("budget", cells, args, TINY, "Bytes until an accuracy")
+    run("budget", cells(), parser("budget", __doc__).parse_args(), TINY, "Bytes until an accuracy")

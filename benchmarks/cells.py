@@ -62,7 +62,7 @@ def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mappin
             if args.list or (not args.tiny and done(name, cell, seed)):
                 console.print(f"{'done' if done(name, cell, seed) else 'not run'}: seed {seed}, {cell}")
                 continue
-            fields = {**cell.fields, "seed": seed, "device": args.device, **(tiny if args.tiny else {})}
+            fields = {**cell.fields, "seed": seed, "device": args.device, **({"num_threads": 1, **tiny} if args.tiny else {})}
             recipe = load(cell.base, **fields, data_dir=None if args.tiny else args.data_dir)
             failures: list[str] = []
             try:

@@ -27,7 +27,7 @@ TINY = {
 }  # fmt: skip
 
 
-def cells(profile: str) -> list[Cell]:
+def cells(profile: str = "small") -> list[Cell]:
     """Return all cells, one client and CIFAR-10 first."""
     size = FULL if profile == "full" else SMALL
     found = []

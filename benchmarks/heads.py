@@ -23,7 +23,11 @@ TINY = {
     "data": "digits", "num_train": 64, "num_test": 64, "rounds": 1, "warmup_rounds": 0, "lr_schedule": "constant", "batch_size": 32,
 }  # fmt: skip
 
+
+def cells() -> list[Cell]:
+    """Return all cells."""
+    return [Cell({"configuration": what}, "small-cifar10", own, what in FEW) for what, own in CONFIGURATIONS.items()]
+
+
 if __name__ == "__main__":
-    args = parser("heads", __doc__, "0,1,2").parse_args()
-    cells = [Cell({"configuration": n}, "small-cifar10", fields, n in FEW) for n, fields in CONFIGURATIONS.items()]
-    run("heads", cells, args, TINY, "What the auxiliary head decides")
+    run("heads", cells(), parser("heads", __doc__, "0,1,2").parse_args(), TINY, "What the auxiliary head decides")

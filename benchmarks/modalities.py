@@ -36,11 +36,14 @@ def fields_of(fields: dict[str, Any], scheme: str, own: dict[str, Any]) -> dict[
     return {"num_clients": 2, **fields, **SCHEMES[scheme].fields, "scheme": scheme, **own}
 
 
-if __name__ == "__main__":
-    args = parser("modalities", __doc__).parse_args()
-    cells = [
+def cells() -> list[Cell]:
+    """Return all cells, the table first."""
+    return [
         Cell({"data": data, "what": scheme}, base, fields_of(fields, scheme, own), (data, scheme) in FEW)
         for data, (base, fields) in SETS.items()
         for scheme, own in HEADS.items()
     ]
-    run("modalities", cells, args, TINY, "Other modalities")
+
+
+if __name__ == "__main__":
+    run("modalities", cells(), parser("modalities", __doc__).parse_args(), TINY, "Other modalities")

@@ -29,11 +29,16 @@ TINY = {
     "batch_size": 16,
 }
 
-if __name__ == "__main__":
-    args = parser("parity", __doc__, "0,1,2").parse_args()
-    cells = [Cell({"cut": "all", "what": "conventional"}, "strong-cifar10", VANILLA, True)]
+
+def cells() -> list[Cell]:
+    """Return all cells; one conventional run serves all cuts."""
+    found = [Cell({"cut": "all", "what": "conventional"}, "strong-cifar10", VANILLA, True)]
     for cut in ("shallow", "middle", "deep"):
         for what, own in HEADS.items():
             fields = {**BASE, "cut": cut, **own}
-            cells.append(Cell({"cut": cut, "what": what}, "strong-cifar10", fields, (cut, what) in FEW))
-    run("parity", cells, args, TINY, "Decoupled against conventional")
+            found.append(Cell({"cut": cut, "what": what}, "strong-cifar10", fields, (cut, what) in FEW))
+    return found
+
+
+if __name__ == "__main__":
+    run("parity", cells(), parser("parity", __doc__, "0,1,2").parse_args(), TINY, "Decoupled against conventional")

@@ -13,6 +13,7 @@ from cutlayer.recipes.schemes import SCHEMES
 
 HEAD = {"auxiliary": "block", "reconstruction": "conv1x1", "aux_weight": 0.5, "reconstruction_weight": 5.0}
 CLOCK = {"uplink": 20.0, "downlink": 50.0, "latency": 30.0, "speeds": (1e10,), "server_speed": 1e11}
+FEW = (("splitfed_v2", "dirichlet"), ("fedavg", "iid"))
 # an alignment on the paper's memory would take hours here, and zeroth order diverges at lr 0.1
 OWN: dict[str, dict[str, Any]] = {
     "fsl_sage": {"align_rounds": 4, "align_epochs": 10, "memory_size": 256, "align_batch": 256},
@@ -30,10 +31,13 @@ def cell(partition: str, name: str) -> Cell:
     fields: dict[str, Any] = {"num_clients": 5, "partition": partition, "alpha": 0.5, **SCHEMES[name].fields, "scheme": name}
     own = options_for(with_scheme(fields))
     fields |= {k: v for k, v in HEAD.items() if k in own} | OWN.get(name, {}) | CLOCK
-    return Cell({"scheme": name, "partition": partition}, "small-cifar10", fields, name in ("splitfed_v2", "fedavg"))
+    return Cell({"scheme": name, "partition": partition}, "small-cifar10", fields, (name, partition) in FEW)
+
+
+def cells() -> list[Cell]:
+    """Return all cells."""
+    return [cell(partition, name) for partition in ("iid", "dirichlet") for name in SCHEMES]
 
 
 if __name__ == "__main__":
-    args = parser("schemes", __doc__).parse_args()
-    cells = [cell(partition, name) for partition in ("iid", "dirichlet") for name in SCHEMES]
-    run("schemes", cells, args, TINY, "Every scheme side by side")
+    run("schemes", cells(), parser("schemes", __doc__).parse_args(), TINY, "Every scheme side by side")

@@ -75,6 +75,10 @@ def images() -> list[Cell]:
     return found
 
 
+def cells() -> list[Cell]:
+    """Return all cells, graphs first."""
+    return [*graphs(), *images()]
+
+
 if __name__ == "__main__":
-    args = parser("slperf", __doc__).parse_args()
-    run("slperf", [*graphs(), *images()], args, TINY, "SLPerf's table")
+    run("slperf", cells(), parser("slperf", __doc__).parse_args(), TINY, "SLPerf's table")

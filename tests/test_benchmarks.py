@@ -1,20 +1,73 @@
 """Every benchmark runs in its tiny profile, and shows there what it shows in full: the naive twin has the same weights."""
 
+import importlib
+import runpy
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
+from cutlayer.recipes import load
 
-@pytest.mark.parametrize(
-    "name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("rows", "cells"))
-)
+FOLDER = ROOT / "benchmarks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("rows", "cells"))
+TABLES = [name for name in NAMES if "def cells(" in (FOLDER / f"{name}.py").read_text()]
+
+
+def results():
+    return {path: path.read_bytes() for path in (FOLDER / "results").glob("*")}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TABLES])
 def test_tiny_profile(name, tmp_path):
-    where = ["--out", str(tmp_path)] if 'add_argument("--out"' in (ROOT / "benchmarks" / f"{name}.py").read_text() else []
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--tiny", *where]
-    results = ROOT / "benchmarks" / "results"
-    before = {path: path.read_bytes() for path in results.glob("*")}
+    file = FOLDER / f"{name}.py"
+    where = ["--out", str(tmp_path)] if 'add_argument("--out"' in file.read_text() else []
+    before = results()
+    command = [sys.executable, str(file), "--tiny", *where]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {path: path.read_bytes() for path in results.glob("*")} == before
+    assert results() == before
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tiny_profile_of_a_table(name, tmp_path, monkeypatch, capsys, no_figures):
+    """In this process, because importing torch takes longer than the runs."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--tiny", "--out", str(tmp_path)])
+    before = results()
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert said.count("last five") >= 1
+    assert "failed" not in said
+    assert results() == before
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_cell_of_a_table_is_a_recipe_of_its_own(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    cells = importlib.import_module(name).cells()
+    assert len({str(cell) for cell in cells}) == len(cells)
+    digests = [load(cell.base, **cell.fields).digest() for cell in cells]
+    assert len(set(digests)) == len(digests)
+    assert any(cell.tiny for cell in cells)
+
+
+def test_rounds_to_a_target_are_those_of_the_mean_of_three(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    targets = importlib.import_module("cells").targets
+    curve = [0.1, None, 0.7, 0.4, 0.6, 0.8, 0.9]
+    assert targets(curve, (0.1, 0.5, 0.7, 0.9)) == {"0.1": 1, "0.5": 5, "0.7": 7, "0.9": None}
+
+
+def test_a_row_is_found_by_its_labels_and_seed(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    rows = importlib.import_module("rows")
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    rows.write("x", {"what": "a", "seed": 1, "recipe": {"data_dir": "/secret"}})
+    assert rows.written("x", what="a", seed=1)
+    assert not rows.written("x", what="a", seed=2)
+    assert not rows.written("x", what="a", seed=1, more=3)
+    assert "secret" not in (tmp_path / "x.jsonl").read_text()
+    assert torch.__version__ in (tmp_path / "x.jsonl").read_text()

@@ -1,0 +1,94 @@
+"""What more clients cost: seconds a round and the server's memory with 1, 2, 5, 10 and 20 clients, in one process and under MPI.
+
+ResNet-20, shallow cut, 2,000 images of CIFAR-10 in all, batches of 32, 3 rounds, 200 test images; vanilla, SplitFed V1, V2 and V3. Under
+MPI every rank has one thread, and all ranks share this machine's cores. Seconds are the median of the second and third round:
+results/clients.jsonl.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import rows
+from rich.console import Console
+
+SCHEMES = ("vanilla", "splitfed_v1", "splitfed_v2", "splitfed_v3")
+SIZE = [
+    "--num-train",
+    "2000",
+    "--num-test",
+    "200",
+    "--rounds",
+    "3",
+    "--warmup-rounds",
+    "0",
+    "--batch-size",
+    "32",
+    "--evaluate-every",
+    "1",
+]
+TINY = [
+    "--data",
+    "digits",
+    "--num-train",
+    "64",
+    "--num-test",
+    "32",
+    "--rounds",
+    "3",
+    "--warmup-rounds",
+    "0",
+    "--model",
+    "resnet8",
+]
+
+
+def measure(transport: str, n: int, words: list[str], folder: Path) -> dict[str, Any]:
+    """Run a recipe with n clients and return its seconds a round and the peak of the server's memory in bytes."""
+    env = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    env["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    command = [sys.executable, "-m", "cutlayer.cli", "run", *words, "--num-clients", str(n), "--out", str(folder)]
+    if transport == "mpi":
+        command = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(1 + n), *command, "--transport", "mpi"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    summary = json.loads((folder / "summary.json").read_text())
+    ends = [json.loads(line)["seconds_total"] for line in (folder / "records.jsonl").read_text().splitlines()]
+    seconds = [later - sooner for sooner, later in pairwise(ends)]
+    return {"seconds": statistics.median(seconds), "server_bytes": summary["peak_memory_bytes"]["server"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", default="1,2,5,10,20")
+    parser.add_argument("--transports", default="inprocess,mpi")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--tiny", action="store_true", help="two clients on digits, in one process, without rows")
+    args = parser.parse_args()
+    data = ["--data-dir", args.data_dir] if args.data_dir else []
+    for transport in ["inprocess"] if args.tiny else args.transports.split(","):
+        for n in [2] if args.tiny else [int(n) for n in args.clients.split(",")]:
+            for scheme in SCHEMES[:1] if args.tiny else SCHEMES:
+                cell = {"transport": transport, "clients": n, "scheme": scheme}
+                if not args.tiny and rows.written("clients", **cell):
+                    continue
+                words = ["small-cifar10", "--scheme", scheme, "--num-threads", "1", *(TINY if args.tiny else SIZE + data)]
+                with tempfile.TemporaryDirectory() as folder:
+                    found = measure(transport, n, words, Path(folder))
+                Console().print(
+                    f"{transport}, {n} clients, {scheme}: {found['seconds']:.2f} s, {found['server_bytes'] / 1e6:.1f} MB"
+                )
+                if not args.tiny:
+                    rows.write("clients", {**cell, **found, "num_threads": 1})
+
+
+if __name__ == "__main__":
+    main()
