@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scipy import stats
+from table_results import sections as tables
 from transport_results import sections
 
 from cutlayer.recipes.schemes import SCHEMES
@@ -244,6 +245,7 @@ head's cost decides: at 0 ms nothing is gained. Against the one client that wait
 mlp it pays from 10 ms on at the first two cuts, with block from 50 ms.
 
 {overlap()}
+{tables(rows, provenance)}
 {sections(rows, provenance)}"""
 
 

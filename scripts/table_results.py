@@ -1,0 +1,155 @@
+"""The sections of docs/results.md on the tables of cells: what was run, with the lines of the rows, and what was not."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+Row = dict[str, Any]
+Rows = Callable[[str], list[Row]]
+Column = Callable[[Row], str]
+MISSING = 12  # so many cells that were not run are named one by one
+
+
+def training(row: Row, way: str) -> int:
+    """Return the payload bytes of training in a direction."""
+    return sum(int(cell["payload"]) for role, cell in row["bytes"][way].items() if role != "evaluation")
+
+
+def cost(row: Row) -> str:
+    """Return the client's multiply-adds, those of its bottom being 1."""
+    macs = row["macs_per_sample"]
+    bottom = macs.get("bottom", 0)
+    return f"{sum(macs.get(part, 0) for part in ('bottom', 'auxiliary', 'decoder')) / bottom:.2f}" if bottom else ""
+
+
+def shown(accuracy: float) -> str:
+    return f"{100 * accuracy:.2f}"
+
+
+def size(nbytes: float) -> str:
+    """Return bytes in words."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def drift(row: Row) -> str:
+    return f"{row['client_drift']:.3f}" if "client_drift" in row else ""
+
+
+LAST5: dict[str, Column] = {"last five, %": lambda row: shown(row["accuracy_last5"])}
+FINAL: dict[str, Column] = {"final, %": lambda row: shown(row["accuracy_final"])}
+BYTES: dict[str, Column] = {"up / down": lambda row: f"{size(training(row, 'up'))} / {size(training(row, 'down'))}"}
+COST: dict[str, Column] = {"client multiply-adds": cost}
+MEMORY: dict[str, Column] = {
+    "peak at client / server": lambda row: " / ".join(
+        size(row["peak_memory_bytes"].get(side, 0)) for side in ("client", "server")
+    )
+}
+TABLES: dict[str, tuple[str, str, dict[str, Column]]] = {
+    "slperf": (
+        "SLPerf's table",
+        "Vanilla, U-shaped and SplitFed on graphs (GIN, 60 rounds, two fifths of them at lr 0.01) and where classes are disjoint; "
+        "images under IID and Dirichlet shares are in the section on every scheme. The test sets of graphs are small: one graph of "
+        "MUTAG is 5 points.",
+        LAST5 | FINAL | BYTES,
+    ),
+    "modalities": ("Other modalities", "Two clients; the same networks cut after their first block.", LAST5 | FINAL | BYTES),
+    "decoupled": (
+        "Decoupled split learning on ResNet-110",
+        "As its paper measures it, at 10,000 images and 6 rounds.",
+        LAST5 | FINAL | BYTES | COST | MEMORY,
+    ),
+    "choices": (
+        "Heads at the cut, chosen on held-out training images",
+        "ResNet-20, shallow cut; accuracies are of 5,000 training images that were held out.",
+        LAST5 | FINAL | COST | BYTES,
+    ),
+    "authors": (
+        "What the authors' code does beyond its text",
+        "ResNet-110, lr 0.001, one thing at a time.",
+        LAST5 | FINAL | COST | MEMORY,
+    ),
+    "asynchronous": ("Thresholds over models and clients", "", LAST5 | FINAL | BYTES),
+    "budget": ("Bytes until an accuracy", "Three clients, ResNet-18 at a quarter of its width.", LAST5 | FINAL | BYTES),
+    "parity": (
+        "The target: decoupled against conventional",
+        "ResNet-20 on all images of CIFAR-10.",
+        LAST5 | FINAL | BYTES | COST,
+    ),
+}
+
+
+def listed(name: str, found: Sequence[Row], columns: dict[str, Column]) -> str:
+    """Return a line for each cell: its labels, a value for each seed in every column, and the lines of its rows."""
+    cells = importlib.import_module(name).cells()
+    heads = [*cells[0].labels, *columns, "rows"]
+    lines, missing = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"], []
+    for cell in cells:
+        mine = [(i, row) for i, row in enumerate(found, 1) if all(row.get(k) == v for k, v in cell.labels.items())]
+        labels = " | ".join(str(value) for value in cell.labels.values())
+        if not mine:
+            missing.append(", ".join(str(value) for value in cell.labels.values()))
+            continue
+        done = [row for _, row in mine if "failed" not in row]
+        values = [" ".join(dict.fromkeys(column(row) for row in done)) for column in columns.values()]
+        if not done:
+            values = [mine[-1][1]["failed"].partition(";")[0], *[""] * (len(columns) - 1)]
+        lines.append(f"| {labels} | {' | '.join(values)} | {', '.join(f'L{i}' for i, _ in mine)} |")
+    told = "\n".join(lines) if len(lines) > 2 else ""
+    if missing:
+        rest = f" ({'; '.join(missing)})" if len(missing) <= MISSING else ""
+        told += f"\n\nNot run: {len(missing)} of {len(cells)} cells{rest}; `python benchmarks/{name}.py` runs them."
+    return told.strip()
+
+
+def clients(found: Sequence[Row]) -> str:
+    """Return seconds a round and the server's memory by transport, scheme and number of clients."""
+    newest = {(row["transport"], row["scheme"], row["clients"]): row for row in found}
+    numbers = sorted({n for _, _, n in newest})
+    lines = ["| transport | scheme | " + " | ".join(f"{n} clients" for n in numbers) + " |", "|---" * (2 + len(numbers)) + "|"]
+    for transport, scheme in dict.fromkeys((t, s) for t, s, _ in newest):
+        rows = [newest.get((transport, scheme, n)) for n in numbers]
+        values = [f"{row['seconds']:.1f} s, {size(row['server_bytes'])}" if row else "not run" for row in rows]
+        lines.append(f"| {transport} | {scheme} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def larger(found: Sequence[Row]) -> str:
+    """Return what an epoch of ImageNet costs at each cut."""
+    lines = ["| cut | method | up / down an epoch | peak at client / server, batch | s a batch here |", "|---" * 5 + "|"]
+    for row in {(row["cut"], row["what"]): row for row in found}.values():
+        peak = " / ".join(size(row["peak_memory_bytes"].get(side, 0)) for side in ("client", "server"))
+        sent = " / ".join(size(row["epoch_bytes"].get(way, 0)) for way in ("up", "down"))
+        lines.append(
+            f"| {row['cut']} | {row['what']} | {sent} | {peak}, {row['batch_size']} | {row['seconds_per_batch']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+OTHERS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
+    "clients": (
+        "What more clients cost",
+        "2,000 images in all, batches of 32: seconds a round and the peak of the server's memory. Under MPI all ranks share this "
+        "machine's two cores.",
+        clients,
+    ),
+    "larger": ("ResNet-50 at 224x224", "An epoch of ImageNet's 1,281,167 images, float32.", larger),
+}
+
+
+def sections(rows: Rows, provenance: Callable[[list[Row]], str]) -> str:
+    """Return all sections; cells that were not run are told."""
+    told = []
+    for name, (title, text, columns) in TABLES.items():
+        found = rows(name)
+        where = f"\n\n{provenance(found)}" if found else ""
+        told.append(f"## {title}\n\n{text}\n\n{listed(name, found, columns)}{where}\n")
+    for name, (title, text, shape) in OTHERS.items():
+        found = rows(name)
+        body = f"{shape(found)}\n\n{provenance(found)}" if found else f"Not run: `python benchmarks/{name}.py`."
+        told.append(f"## {title}\n\n{text}\n\n{body}\n")
+    return "\n".join(told)
