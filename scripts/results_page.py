@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from scipy import stats
@@ -131,9 +132,10 @@ def loss_threshold() -> str:
         return "Not run.\n"
     base = {(row["seed"], *size(row)): row for row in found if row["configuration"] == "conventional"}
     lines = [
-        "| configuration | images, rounds | seeds | states of seed 0 | last five, % | difference, points | fewer bytes than float32 |"
+        "| configuration | images, rounds | seeds | states of seed 0 | last five, % | difference, points | fewer bytes than float32 "
+        "| less client computation |"
     ]
-    lines.append("|---" * 7 + "|")
+    lines.append("|---" * 8 + "|")
     for name, of in dict.fromkeys((row["configuration"], size(row)) for row in found):
         mine = [row for row in found if (row["configuration"], size(row)) == (name, of)]
         pairs = [(row, base[row["seed"], *of]) for row in mine if (row["seed"], *of) in base]
@@ -145,9 +147,15 @@ def loss_threshold() -> str:
         shown = runs if len(runs) < 24 else f"{runs[:20]}... ({', '.join(f'{runs.count(s)} {s}' for s in 'ABC')})"
         lines.append(
             f"| {name} | {of[0]}, {of[1]} | {len(mine)} | {shown} | {last5} | "
-            f"{separated(points) if name != 'conventional' else ''} | {sum(saved) / len(saved):.1f} |"
+            f"{separated(points) if name != 'conventional' else ''} | {mean(saved):.1f} | {mean([less(row) for row in mine]):.1f} |"
         )
     return "\n".join(lines) + f"\n\n{provenance(found)}\n"
+
+
+def less(row: dict[str, Any]) -> float:
+    """Return how many times less a client computes: forward in A and B, backward (two forwards) in A."""
+    states = row.get("states") or "A" * row["rounds"]
+    return 3 * len(states) / (3 * states.count("A") + states.count("B"))
 
 
 def size(row: dict[str, Any]) -> tuple[int, int]:
