@@ -219,6 +219,8 @@ ResNet-20 on the first 10,000 training images of CIFAR-10 (the JPEG copy named i
 schedule, shallow cut, bfloat16. A figure for each seed; differences are paired over seeds, mean and 95 % Student-t interval. Bytes are
 those of bfloat16 activations, 2 per value. The seconds in these rows were taken while the machine did other work: compare none of them.
 
+![Accuracy against the client's multiply-adds](figures/frontier.svg)
+
 {heads()}
 ## Every scheme, five clients
 
@@ -232,6 +234,8 @@ every 4 rounds, 10 passes over the newest 256 activations of each client, far le
 With Dirichlet shares a top that learns one client after the other forgets (vanilla, u_shaped, splitfed_v2, dsl, dsl_seq: 20 to 25 %).
 Averaging holds 41 % (splitfed_v1, which is FedAvg), merging at arrival 49 % (async_splitfed), and decoupled clients at once over one top
 that takes their batches in random order 53 % (dsl_fed), at an eighth of vanilla's simulated time.
+
+![Accuracy against simulated time](figures/schemes.svg)
 
 {schemes()}
 ## Updating rarely, with 8-bit floats

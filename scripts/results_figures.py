@@ -1,0 +1,101 @@
+"""Draw the figures of docs/results.md from the rows of benchmarks/results into docs/figures; a figure without rows is left out."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, FIGURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "figures"
+PERIODS = ("1 batch", "5 batches", "25 batches", "1 epoch", "5 epochs", "never")
+Row = dict[str, Any]
+
+
+def rows(name: str) -> list[Row]:
+    """Return the rows of finished runs of a file of results."""
+    path = RESULTS / f"{name}.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(json.loads, lines) if "failed" not in row]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def frontier(figure: Figure) -> bool:
+    """Accuracy against what the client computes, a point for each head."""
+    ax = figure.subplots()
+    found = [row for row in rows("heads") if row["accuracy_last5"] > 0.2]
+    for name in dict.fromkeys(row["configuration"] for row in found):
+        mine = [row for row in found if row["configuration"] == name]
+        macs = mine[0]["macs_per_sample"]
+        x = sum(macs.get(part, 0) for part in ("bottom", "auxiliary", "decoder")) / macs["bottom"]
+        y = [100 * row["accuracy_last5"] for row in mine]
+        ax.errorbar(x, mean(y), [[mean(y) - min(y)], [max(y) - mean(y)]], fmt="o", capsize=3, label=name)
+    ax.set(xlabel="multiply-adds at the client, its bottom being 1", ylabel="mean of the last five accuracies, %")
+    ax.set_title("What a head at the cut buys (ResNet-20, shallow cut; lines span three seeds)", fontsize=10)
+    ax.legend(fontsize=8, loc="lower right")
+    return bool(found)
+
+
+def schemes(figure: Figure) -> bool:
+    """Accuracy against simulated time, a point for each scheme; names of points that lie together share a line."""
+    found = [row for row in rows("schemes") if row.get("simulated")]
+    panels = figure.subplots(2, 1, sharex=True)
+    for ax, partition in zip(panels, ("iid", "dirichlet"), strict=True):
+        newest = {row["scheme"]: row for row in found if row["partition"] == partition}
+        groups: list[tuple[float, float, list[str]]] = []
+        for name, row in newest.items():
+            x, y = row["simulated"]["seconds"] / 60, 100 * row["accuracy_last5"]
+            near = next((names for gx, gy, names in groups if abs(math.log(x / gx)) < 0.12 and abs(y - gy) < 2.5), None)
+            if near is None:
+                groups.append((x, y, [name]))
+            else:
+                near.append(name)
+            ax.plot(x, y, "o", color="tab:blue")
+        for x, y, names in groups:
+            stacked = len(names) > 2
+            where = {"xytext": (5, 0), "va": "top"} if stacked else {"xytext": (5, 4)}
+            ax.annotate(("\n" if stacked else ", ").join(names), (x, y), textcoords="offset points", fontsize=7, **where)
+        ax.set(xscale="log", ylabel=f"last five, %, {partition}", xlim=(1.5, 150))
+    panels[1].set(xlabel="simulated minutes (20/50 Mbit/s, 30 ms)")
+    panels[1].set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
+    panels[1].minorticks_off()
+    figure.suptitle("Every scheme: five clients, 12 rounds of 10,000 images", fontsize=10)
+    return bool(found)
+
+
+def periods(figure: Figure) -> bool:
+    """Accuracy against how often clients are averaged."""
+    ax = figure.subplots()
+    found = {(row["partition"], row["what"].partition(" every ")[2]): row for row in rows("slperf") if " every " in row["what"]}
+    for partition in ("iid", "dirichlet"):
+        there = [p for p in PERIODS if (partition, p) in found]
+        accuracy = [100 * found[partition, p]["accuracy_last5"] for p in there]
+        ax.plot([PERIODS.index(p) for p in there], accuracy, "o-", label=partition)
+    ax.set_xticks(range(len(PERIODS)), PERIODS)
+    ax.set(xlabel="clients and server copies are averaged every", ylabel="mean of the last five accuracies, %")
+    ax.set_title("How often SplitFed V1 has to average (five clients)", fontsize=10)
+    ax.legend(fontsize=8)
+    return bool(found)
+
+
+DRAWN: dict[str, Callable[[Figure], bool]] = {"frontier": frontier, "schemes": schemes, "periods": periods}
+
+
+def main() -> None:
+    """Draw what has rows, the same bytes for the same rows."""
+    FIGURES.mkdir(exist_ok=True)
+    mpl.rcParams.update({"svg.hashsalt": "cutlayer", "axes.spines.top": False, "axes.spines.right": False})
+    for name, draw in DRAWN.items():
+        figure = Figure(figsize=(7, 6.5 if name == "schemes" else 4.2), layout="constrained")
+        if draw(figure):
+            figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
