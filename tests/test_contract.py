@@ -142,7 +142,7 @@ REFUSED = [
     ({"lr_rate": 0.1}, "unknown recipe field 'lr_rate'. Did you mean"),
     ({"auxilary": "mlp", "method": "auxiliary_loss"}, "Did you mean 'auxiliary'"),
     ({"auxiliary": "mlp"}, "auxiliary is an option of method auxiliary_loss"),
-    ({"data": "own", "num_train": 7}, "num_train, num_test and augment are for data sets of the table"),
+    ({"data": "own", "num_train": 7}, "num_train, num_test, num_held_out and augment are for data sets of the table"),
     ({"learning_rate": 0.1}, "Did you mean 'lr'"),
     ({"scheme": "vanila"}, "Did you mean 'vanilla'"),
     ({"method": "backpropp"}, "Did you mean 'backprop'"),
