@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import rows
-from rich.console import Console
 
 from cutlayer.compare import compare
+from cutlayer.console import console, follow, progress_bar
 from cutlayer.errors import BadInput
-from cutlayer.recipes import load
-from cutlayer.report import write
+from cutlayer.recipes import Recipe, load
+from cutlayer.report import Run, write
 
 
 class Cell(NamedTuple):
@@ -44,59 +44,61 @@ def parser(name: str, about: str | None, seeds: str = "0") -> argparse.ArgumentP
     return found
 
 
-def done(name: str, cell: Cell, seed: int) -> bool:
-    """Return whether results/<name>.jsonl has the cell's row."""
-    return rows.written(name, **cell.labels, seed=seed)
-
-
 def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mapping[str, Any], title: str) -> None:
-    """Run the cells that are not done, seed by seed, cheapest first as they are listed, and write their rows and a report.
+    """Run the cells that are not done, seed by seed, in the order in which they are listed, and write their rows and a report.
 
-    A row has the labels, the accuracy of every evaluated round as `curve`, `states` where a method has any, and the summary.
+    A run that fails, because it diverges, has a row that says so; a cell whose input cannot be had is told and has none.
     """
-    console, finished, chosen = Console(), [], re.compile(args.only)
+    chosen, finished = re.compile(args.only), list[Run]()
     for seed in [0] if args.tiny else [int(s) for s in args.seeds.split(",")]:
         for cell in cells:
             if (args.tiny and not cell.tiny) or not chosen.search(str(cell)):
                 continue
-            if args.list or (not args.tiny and done(name, cell, seed)):
-                console.print(f"{'done' if done(name, cell, seed) else 'not run'}: seed {seed}, {cell}")
+            has = not args.tiny and rows.written(name, **cell.labels, seed=seed)
+            if args.list or has:
+                console.print(f"{'done' if has else 'not run'}: seed {seed}, {cell}")
                 continue
-            fields = {**cell.fields, "seed": seed, "device": args.device, **({"num_threads": 1, **tiny} if args.tiny else {})}
-            recipe = load(cell.base, **fields, data_dir=None if args.tiny else args.data_dir)
-            failures: list[str] = []
+            own = {"num_threads": 1, **tiny} if args.tiny else {"data_dir": args.data_dir}
+            recipe = load(cell.base, **{**cell.fields, "seed": seed, "device": args.device, **own})
             try:
-                found, complete = compare(
-                    [recipe],
-                    args.out,
-                    max_minutes=args.max_minutes,
-                    failed=lambda r, e, failures=failures: failures.append(str(e)),
-                )
+                found, failure, complete = _run(recipe, args, f"seed {seed}, {cell}")
             except BadInput as error:  # shares that cannot be had, for instance
-                found, complete = [], False
-                failures.append(str(error))
-            for failure in failures:
-                console.print(f"failed: seed {seed}, {cell}: {failure}")
-                if not args.tiny:
-                    rows.write(name, {**cell.labels, "seed": seed, "failed": failure, "recipe": recipe.flat()})
+                console.print(f"cannot be run: seed {seed}, {cell}: {error}")
+                continue
             for each in found:
-                s = each.summary
                 finished.append(each._replace(label=str(cell)))
-                console.print(f"seed {seed}, {cell}: last five {100 * s['accuracy_last5']:.2f} %, {s['seconds_total']:.0f} s")
-                states = "".join("ABC"[int(r["state"])] for r in each.records if "state" in r)
-                row = {
-                    **cell.labels,
-                    "curve": [r.get("accuracy") for r in each.records],
-                    **({"states": states} if states else {}),
-                    **s,
-                }
-                if not args.tiny:
-                    rows.write(name, row)
-            if not complete and not failures:
+                seconds = each.summary["seconds_total"]
+                console.print(f"seed {seed}, {cell}: last five {100 * each.summary['accuracy_last5']:.2f} %, {seconds:.0f} s")
+            if failure:
+                console.print(f"failed: seed {seed}, {cell}: {failure}")
+            if not complete and not failure:
                 console.print(f"stopped in {cell}; the same command goes on")
                 return
+            if not args.tiny:
+                told = _row(found[0]) if found else {"seed": seed, "failed": failure, "recipe": recipe.flat()}
+                rows.write(name, {**cell.labels, **told})
     if finished:
         console.print(f"report: {write(finished, args.out / 'report.html', title)}")
+
+
+def _run(recipe: Recipe, args: argparse.Namespace, label: str) -> tuple[list[Run], str, bool]:
+    """Return the finished run, why it failed if it did, and whether there was time for all of it."""
+    failures: list[str] = []
+    with progress_bar() as bar:
+        found, complete = compare(
+            [recipe], args.out, max_minutes=args.max_minutes, progress=lambda i, r: follow(bar, label),
+            failed=lambda r, error: failures.append(str(error)),
+        )  # fmt: skip
+    return found, "".join(failures), complete
+
+
+def _row(run: Run) -> dict[str, Any]:
+    """Return the summary, the accuracy of every round (None: not evaluated), and the states of a method that has any."""
+    states = "".join("ABC"[int(record["state"])] for record in run.records if "state" in record)
+    curve = [record.get("accuracy") for record in run.records]
+    drifts = [record["client_drift"] for record in run.records if "client_drift" in record]
+    more = ({"states": states} if states else {}) | ({"client_drift": sum(drifts) / len(drifts)} if drifts else {})
+    return {"curve": curve, **more, **run.summary}
 
 
 def targets(curve: Sequence[float | None], levels: Sequence[float], window: int = 3) -> dict[str, int | None]:

@@ -41,6 +41,7 @@ def test_tiny_profile_of_a_table(name, tmp_path, monkeypatch, capsys, no_figures
     said = capsys.readouterr().out
     assert said.count("last five") >= 1
     assert "failed" not in said
+    assert "cannot be run" not in said
     assert results() == before
 
 
