@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ..errors import BadInput
@@ -85,6 +84,8 @@ def tudataset(name: str, data_dir: str | None, augment: bool) -> Data:
 
     The vocabulary of node labels is that of the whole set. Raises BadInput if its zip file is missing or damaged.
     """
+    from sklearn.model_selection import train_test_split  # importing it takes nearly as long as torch
+
     file = f"{COLLECTION[name]}.zip"
     remedy = "get it from https://chrsmrrs.github.io/datasets and name the folder with --data-dir or CUTLAYER_DATA"
     path = needed(data_dir, f"tudataset/{file}", file, remedy=remedy)

@@ -2,8 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.datasets import load_breast_cancer, load_digits
-from sklearn.model_selection import train_test_split
 
 from ..errors import BadInput
 from .files import needed, reading, release_of
@@ -14,6 +12,9 @@ SPLIT_SEED = 0  # the split is part of the data set: it does not follow a run's 
 
 def digits(name: str, data_dir: str | None, augment: bool) -> Data:
     """Return 1797 handwritten digits as images (n, 1, 8, 8) in 0..16, 80 % of each class for training."""
+    from sklearn.datasets import load_digits  # importing scikit-learn takes nearly as long as torch
+    from sklearn.model_selection import train_test_split
+
     raw = load_digits()
     x = raw.images.astype(np.float32)[:, None]
     parts = train_test_split(x, raw.target, test_size=0.2, random_state=SPLIT_SEED, stratify=raw.target)
@@ -22,6 +23,9 @@ def digits(name: str, data_dir: str | None, augment: bool) -> Data:
 
 def breast_cancer(name: str, data_dir: str | None, augment: bool) -> Data:
     """Return 569 tumours as vectors (n, 30), standardised by the training part, 80 % of each class for training."""
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.model_selection import train_test_split
+
     raw = load_breast_cancer()
     x, test_x, y, test_y = train_test_split(raw.data, raw.target, test_size=0.2, random_state=SPLIT_SEED, stratify=raw.target)
     mean, std = x.mean(0), x.std(0)
