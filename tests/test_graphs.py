@@ -235,3 +235,26 @@ def test_mutag_is_learned_across_a_cut(data_dir, tmp_path):
     result = cl.run_recipe(recipe, tmp_path)
     assert make(recipe.flat()).digest() == recipe.digest()
     assert result.summary["accuracy_peak"] > 0.75
+
+
+@pytest.mark.parametrize("name", COLLECTION)
+def test_T13_1_on_every_set_of_the_collection_split_is_uncut(name, data_dir):
+    """One client, cut after the first convolution (G1), after the last (G3), at the readout (G2).
+
+    Without dropout, which every party draws from a stream of its own.
+    """
+    loaded = cl.data.load(name, str(data_dir), num_train=48, num_test=16)
+    clients = cl.partition.iid(loaded.train, num_clients=1)
+    how = {"rounds": 2, "batch_size": 16, "lr": 0.01, "optimizer": "adam", "num_threads": 1}
+
+    def network():
+        torch.manual_seed(0)
+        return GIN(loaded.num_classes, loaded.train.input_shape[0], dropout=0.0)
+
+    uncut = cl.run(cl.cut(network(), "readout"), clients, scheme="centralised", **how)
+    whole = {k.partition(".")[2]: v for k, v in uncut.modules["bottom"].state_dict().items()}
+    for at in ("conv1", "conv4", "readout"):
+        split = cl.run(cl.cut(network(), at), clients, scheme="vanilla", **how)
+        parts = {k: v for part in ("bottom", "top") for k, v in split.modules[part].state_dict().items()}
+        assert equal(parts, whole)
+        assert split.records[-1]["accuracy"] == uncut.records[-1]["accuracy"]
