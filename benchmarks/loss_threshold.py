@@ -1,6 +1,6 @@
 """Loss-based asynchronous training with 8-bit floats (arXiv 2107.09786): what a threshold saves, and what it costs.
 
-VGG11, one client, 60 epochs on the first 1,000 images of CIFAR-10, 2,000 test images, bfloat16 arithmetic: conventional split learning
+VGG11, one client, 60 epochs on the first 2,500 images of CIFAR-10, 2,000 test images, bfloat16 arithmetic: conventional split learning
 with the floats it computes in, and with 8-bit ones; three thresholds, three seeds. The reduction is that of what crosses in training
 against the conventional run with its activations and gradients as float32 (the paper: 1.64 to 106.7 times); accuracies are paired by
 seed, and a difference whose 95 % interval contains -0.5 points is "not separated": results/loss_threshold.jsonl.
@@ -27,7 +27,7 @@ TINY = {
 }  # fmt: skip
 
 
-def cells(num_train: int = 1_000, rounds: int = 60) -> list[Cell]:
+def cells(num_train: int = 2_500, rounds: int = 60) -> list[Cell]:
     """Return all cells."""
     size = {"num_train": num_train, "rounds": rounds}
     return [
@@ -44,6 +44,6 @@ def cells(num_train: int = 1_000, rounds: int = 60) -> list[Cell]:
 if __name__ == "__main__":
     arguments = parser("loss_threshold", __doc__, "0,1,2")
     arguments.add_argument("--rounds", type=int, default=60)
-    arguments.add_argument("--num-train", type=int, default=1_000, help="training images, told in every row")
+    arguments.add_argument("--num-train", type=int, default=2_500, help="training images, told in every row")
     args = arguments.parse_args()
     run("loss_threshold", cells(args.num_train, args.rounds), args, TINY, "Updating rarely")

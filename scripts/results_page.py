@@ -240,7 +240,7 @@ that takes their batches in random order 53 % (dsl_fed), at an eighth of vanilla
 {schemes()}
 ## Updating rarely, with 8-bit floats
 
-VGG11, one client, the first training images of CIFAR-10, full test set (arXiv 2107.09786 has 1.64 to 106.7 times fewer bytes, on all
+VGG11, one client, the first training images of CIFAR-10, 2,000 test images (arXiv 2107.09786 has 1.64 to 106.7 times fewer bytes, on all
 50,000). A: full exchange, B: activations alone, C: nothing crosses.
 
 {loss_threshold()}
