@@ -101,8 +101,19 @@ def _row(run: Run) -> dict[str, Any]:
     return {"curve": curve, **more, **run.summary}
 
 
-def targets(curve: Sequence[float | None], levels: Sequence[float], window: int = 3) -> dict[str, int | None]:
-    """Return for each accuracy the first round whose mean over the newest `window` evaluations reaches it, None if none does."""
+def means(curve: Sequence[float | None], window: int = 3) -> list[tuple[int, float]]:
+    """Return for each evaluated round, counted from 1, the mean of the newest `window` accuracies."""
     seen = [(r, a) for r, a in enumerate(curve, 1) if a is not None]
-    means = [(r, sum(a for _, a in seen[max(0, i - window + 1) : i + 1]) / min(window, i + 1)) for i, (r, _) in enumerate(seen)]
-    return {json.dumps(level): next((r for r, mean in means if mean >= level), None) for level in levels}
+    return [(r, sum(a for _, a in seen[max(0, i - window + 1) : i + 1]) / min(window, i + 1)) for i, (r, _) in enumerate(seen)]
+
+
+def targets(curve: Sequence[float | None], levels: Sequence[float]) -> dict[str, int | None]:
+    """Return for each accuracy the first round whose mean of three reaches it, None if none does."""
+    return {json.dumps(level): next((r for r, mean in means(curve) if mean >= level), None) for level in levels}
+
+
+def plateau(curve: Sequence[float | None], within: float = 0.005) -> int:
+    """Return the first round whose mean of three lies within half a point of the best one: rounds to convergence."""
+    found = means(curve)
+    best = max(mean for _, mean in found)
+    return next(r for r, mean in found if best - mean <= within)
