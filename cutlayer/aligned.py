@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,21 +11,17 @@ from .auxiliary import head_of
 from .errors import BadInput
 from .frozen import still_statistics
 from .meter import owned_bytes
+from .server import Server, ServerPart
 from .steps import train_step
 from .streams import drawing, stream
 from .wire import Message
 
-if TYPE_CHECKING:
-    from .server import Server
 
-
-class Aligned:
+class Aligned(ServerPart):
     """Keeps the newest activations of each client with their labels, and aligns its head when the client asks for it.
 
     `options` as FslSageOptions. The first step of the top comes before the alignment, as in the authors' code.
     """
-
-    frozen = False
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -35,13 +31,7 @@ class Aligned:
         self.memory: dict[int, tuple[Tensor, Tensor]] = {}
         self.handlers = {"smashed": self.handle}
 
-    def orders(self, client: int) -> dict[str, float]:
-        return {}
-
-    def end_round(self, server: "Server") -> None:
-        pass
-
-    def handle(self, server: "Server", messages: list[Message]) -> list[Message]:
+    def handle(self, server: Server, messages: list[Message]) -> list[Message]:
         """Train the top, keep what came, and answer those who wait with a head."""
         replies = train_step(server, [replace(message, reply="none") for message in messages])
         for message in messages:
@@ -62,7 +52,7 @@ class Aligned:
         z, y = new if old is None else (torch.cat(pair) for pair in zip(old, new, strict=True))
         self.memory[message.client] = z[-self.options.memory_size :], y[-self.options.memory_size :]
 
-    def align(self, server: "Server", client: int) -> nn.Module:
+    def align(self, server: Server, client: int) -> nn.Module:
         """Teach a client's head the top's gradient on the memory by the squared error of its own, and return it.
 
         A head's loss is a mean over its mini-batch and the top's one over the memory, so estimates are scaled to the latter.
@@ -87,7 +77,7 @@ class Aligned:
         server.meter.spend("server", "auxiliary", len(y) * o.align_epochs, 6)  # forward, backward, and both once more
         return head
 
-    def _head(self, server: "Server", client: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def _head(self, server: Server, client: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         if client not in self.heads:
             z, _ = self.memory[client]
             with drawing(server.training.seed, "aligned head", client):
@@ -115,7 +105,7 @@ class Aligned:
         self.memory = {k: (z, y) for k, z, y in state["memory"]}
 
 
-def gradient(server: "Server", module: nn.Module, z: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
+def gradient(server: Server, module: nn.Module, z: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
     """Return the gradient (n, *cut) of the task's loss of a module's output at the cut."""
     leaf = z.clone().requires_grad_()
     inputs = leaf.clone() if server.copy_input else leaf

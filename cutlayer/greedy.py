@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,10 @@ from .cut import divide_sequence, is_sequence
 from .errors import BadInput
 from .meter import owned_bytes
 from .models.blocks import chain
+from .server import Server, ServerPart
 from .steps import merge
 from .streams import drawing
 from .wire import Message
-
-if TYPE_CHECKING:
-    from .server import Server
 
 
 def names(server_cuts: str) -> list[str]:
@@ -35,14 +33,12 @@ def freeze_first(head: nn.Module) -> None:
         first.requires_grad_(False)
 
 
-class Greedy:
+class Greedy(ServerPart):
     """Trains the pieces of the top one after the other on what the piece before gives, detached.
 
     With 3 or 4 parts in all the authors' code for arXiv 2601.19261 trains so, where its text has one server (docs/papers.md).
     `options` as AuxiliaryLossOptions. The pieces are the top's own modules, so what is evaluated is the whole.
     """
-
-    frozen = False
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -52,13 +48,7 @@ class Greedy:
         self.saved: Any = None  # of a mark, for heads that are not built yet
         self.handlers = {"smashed": self.handle}
 
-    def orders(self, client: int) -> dict[str, float]:
-        return {}
-
-    def end_round(self, server: "Server") -> None:
-        pass
-
-    def handle(self, server: "Server", messages: list[Message]) -> list[Message]:
+    def handle(self, server: Server, messages: list[Message]) -> list[Message]:
         """Take one step of every piece; nothing goes back."""
         first = messages[0]
         leaves, y = merge(messages, "smashed"), merge(messages, "labels")["main"]
@@ -87,7 +77,7 @@ class Greedy:
         meter.spend("server", "top", len(y), 3)
         return []
 
-    def _build(self, server: "Server", z: Tensor) -> None:
+    def _build(self, server: Server, z: Tensor) -> None:
         rest: nn.Module = server.top
         if not is_sequence(rest):
             raise BadInput("server_cuts: the server's part is no sequence of blocks; drop server_cuts")

@@ -1,38 +1,23 @@
 """The server's part of zeroth-order clients: losses on shifted activations, and one step when all of a batch's have come."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .server import Server, ServerPart
 from .steps import count, forward, train_step
 from .wire import Message
 
-if TYPE_CHECKING:
-    from .server import Server
 
-
-class Probes:
+class Probes(ServerPart):
     """Answers probes with a loss; the top moves only after the last of a batch, by what a probe or the client's centre brought."""
-
-    frozen = False
 
     def __init__(self) -> None:
         self.learn: dict[int, Message] = {}  # what the top will learn from when a client's probes are over
         self.handlers = {"probe": self.probe, "smashed": self.learned}
 
-    def orders(self, client: int) -> dict[str, float]:
-        return {}
-
-    def end_round(self, server: "Server") -> None:
-        pass
-
-    def owned(self) -> int:
-        return 0
-
-    def probe(self, server: "Server", messages: list[Message]) -> list[Message]:
+    def probe(self, server: Server, messages: list[Message]) -> list[Message]:
         """Return the loss on a probe; nobody else's step comes between the probes of a batch."""
         (message,) = messages
         k = message.client
@@ -49,14 +34,8 @@ class Probes:
             train_step(server, [self.learn.pop(k)])
         return [Message("loss", {"loss": loss.float()}, client=k, step=message.step)]
 
-    def learned(self, server: "Server", messages: list[Message]) -> list[Message]:
+    def learned(self, server: Server, messages: list[Message]) -> list[Message]:
         """Train on what comes from a client's weights themselves, which ends its probes."""
         for message in messages:
             server.open.pop(message.client, None)
         return train_step(server, messages)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        pass

@@ -22,18 +22,30 @@ Handler = Callable[["Server", list[Message]], list[Message]]
 class ServerPart(Protocol):
     """What a method needs at the server: handlers for messages, orders in every go, something at the end of a round.
 
-    `frozen` says that clients stay as they are in the round under way, so their weights need not travel.
+    `frozen` says that clients stay as they are in the round under way, so their weights need not travel. One that names it as its
+    base has what most parts do: no orders, nothing at the end of a round, nothing of its own to keep.
     """
 
     handlers: Mapping[str, Handler]
 
     @property
-    def frozen(self) -> bool: ...
-    def orders(self, client: int) -> Mapping[str, float]: ...
-    def end_round(self, server: "Server") -> None: ...
-    def owned(self) -> int: ...
-    def state(self) -> dict[str, Any]: ...
-    def load(self, state: Mapping[str, Any]) -> None: ...
+    def frozen(self) -> bool:
+        return False
+
+    def orders(self, client: int) -> Mapping[str, float]:
+        return {}
+
+    def end_round(self, server: "Server") -> None:
+        return
+
+    def owned(self) -> int:
+        return 0
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        return
 
 
 class Server:

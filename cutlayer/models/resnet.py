@@ -1,25 +1,42 @@
 """Residual networks: the CIFAR family of depth 6n + 2, ResNet-18 with a 3x3 stem, and ResNet-50 for 224x224 images."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 from torch import nn
 
 from .blocks import BasicBlock, Blocks, Bottleneck, chain, conv_bn_relu, global_pool, image_input
+
+ENDS = {"shallow": "stage1.block2", "middle": "stage2.block2", "deep": "stage3.block2"}  # of ResNet-18's stages
+Block = Callable[[int, int, int], nn.Module]  # input channels, width, stride
+
+
+def _stages(
+    stem: nn.Module,
+    channels: int,
+    widths: tuple[int, ...],
+    depths: Sequence[int],
+    block: Block,
+    cuts: dict[str, str],
+    num_classes: int,
+) -> Blocks:
+    blocks: list[tuple[str, nn.Module]] = [("stem", stem)]
+    for number, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
+        stage: list[tuple[str, nn.Module]] = []
+        for place in range(1, depth + 1):
+            stage.append((f"block{place}", block(channels, width, 2 if number > 1 and place == 1 else 1)))
+            channels = width
+        blocks.append((f"stage{number}", chain(stage)))
+    blocks += [("pool", global_pool()), ("classifier", nn.Linear(channels, num_classes))]
+    return Blocks(blocks, cuts, widths)
 
 
 def _resnet(
     widths: tuple[int, ...], depth: int, projected: bool, cuts: dict[str, str], num_classes: int, in_channels: int
 ) -> Blocks:
-    channels = widths[0]
-    stem = chain(image_input(in_channels) + conv_bn_relu(in_channels, channels))
-    blocks: list[tuple[str, nn.Module]] = [("stem", stem)]
-    for number, width in enumerate(widths, 1):
-        stage: list[tuple[str, nn.Module]] = []
-        for place in range(1, depth + 1):
-            stride = 2 if number > 1 and place == 1 else 1
-            stage.append((f"block{place}", BasicBlock(channels, width, stride, projected)))
-            channels = width
-        blocks.append((f"stage{number}", chain(stage)))
-    blocks += [("pool", global_pool()), ("classifier", nn.Linear(channels, num_classes))]
-    return Blocks(blocks, cuts, widths)
+    stem = chain(image_input(in_channels) + conv_bn_relu(in_channels, widths[0]))
+    block = partial(BasicBlock, projected=projected)
+    return _stages(stem, widths[0], widths, [depth] * len(widths), block, cuts, num_classes)
 
 
 def _cifar(n: int, num_classes: int, in_channels: int) -> Blocks:
@@ -69,14 +86,12 @@ def resnet18(num_classes: int = 10, in_channels: int = 3) -> Blocks:
 
     He et al. 2016, option-B shortcuts. SplitFed's code uses the ImageNet stem (7x7 of stride 2, then pooling) instead.
     """
-    cuts = {"shallow": "stage1.block2", "middle": "stage2.block2", "deep": "stage3.block2"}
-    return _resnet((64, 128, 256, 512), 2, True, cuts, num_classes, in_channels)
+    return _resnet((64, 128, 256, 512), 2, True, ENDS, num_classes, in_channels)
 
 
 def resnet18_quarter(num_classes: int = 10, in_channels: int = 3) -> Blocks:
     """Return `resnet18` with a quarter of the channels, (N, C, H, W) to (N, num_classes), for machines without a GPU."""
-    cuts = {"shallow": "stage1.block2", "middle": "stage2.block2", "deep": "stage3.block2"}
-    return _resnet((16, 32, 64, 128), 2, True, cuts, num_classes, in_channels)
+    return _resnet((16, 32, 64, 128), 2, True, ENDS, num_classes, in_channels)
 
 
 def resnet50(num_classes: int = 1000, in_channels: int = 3) -> Blocks:
@@ -90,13 +105,5 @@ def resnet50(num_classes: int = 1000, in_channels: int = 3) -> Blocks:
             ("relu", nn.ReLU()), ("pool", nn.MaxPool2d(3, 2, 1)),
         ]
     )  # fmt: skip
-    blocks: list[tuple[str, nn.Module]] = [("stem", stem)]
-    channels, widths = 64, (256, 512, 1024, 2048)
-    for number, (width, depth) in enumerate(zip(widths, (3, 4, 6, 3), strict=True), 1):
-        stage: list[tuple[str, nn.Module]] = []
-        for place in range(1, depth + 1):
-            stage.append((f"block{place}", Bottleneck(channels, width, 2 if number > 1 and place == 1 else 1)))
-            channels = width
-        blocks.append((f"stage{number}", chain(stage)))
-    blocks += [("pool", global_pool()), ("classifier", nn.Linear(channels, num_classes))]
-    return Blocks(blocks, {"shallow": "stage1.block3", "middle": "stage2.block4", "deep": "stage3.block6"}, widths)
+    cuts = {"shallow": "stage1.block3", "middle": "stage2.block4", "deep": "stage3.block6"}
+    return _stages(stem, 64, (256, 512, 1024, 2048), (3, 4, 6, 3), Bottleneck, cuts, num_classes)
