@@ -1,39 +1,25 @@
 """Draw the figures of docs/results.md from the rows of benchmarks/results into docs/figures; a figure without rows is left out."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from result_rows import client_macs, finished
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, FIGURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "figures"
+FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 PERIODS = ("1 batch", "5 batches", "25 batches", "1 epoch", "5 epochs", "never")
-Row = dict[str, Any]
-
-
-def rows(name: str) -> list[Row]:
-    """Return the rows of finished runs of a file of results."""
-    path = RESULTS / f"{name}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [row for row in map(json.loads, lines) if "failed" not in row]
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def frontier(figure: Figure) -> bool:
     """Accuracy against what the client computes, a point for each head."""
     ax = figure.subplots()
-    found = [row for row in rows("heads") if row["accuracy_last5"] > 0.2]
+    found = [row for row in finished("heads") if row["accuracy_last5"] > 0.2]
     for name in dict.fromkeys(row["configuration"] for row in found):
         mine = [row for row in found if row["configuration"] == name]
-        macs = mine[0]["macs_per_sample"]
-        x = sum(macs.get(part, 0) for part in ("bottom", "auxiliary", "decoder")) / macs["bottom"]
+        x = client_macs(mine[0]) / mine[0]["macs_per_sample"]["bottom"]
         y = [100 * row["accuracy_last5"] for row in mine]
         ax.errorbar(x, mean(y), [[mean(y) - min(y)], [max(y) - mean(y)]], fmt="o", capsize=3, label=name)
     ax.set(xlabel="multiply-adds at the client, its bottom being 1", ylabel="mean of the last five accuracies, %")
@@ -44,7 +30,7 @@ def frontier(figure: Figure) -> bool:
 
 def schemes(figure: Figure) -> bool:
     """Accuracy against simulated time, a point for each scheme; names of points that lie together share a line."""
-    found = [row for row in rows("schemes") if row.get("simulated")]
+    found = [row for row in finished("schemes") if row.get("simulated")]
     panels = figure.subplots(2, 1, sharex=True)
     for ax, partition in zip(panels, ("iid", "dirichlet"), strict=True):
         newest = {row["scheme"]: row for row in found if row["partition"] == partition}
@@ -72,7 +58,9 @@ def schemes(figure: Figure) -> bool:
 def periods(figure: Figure) -> bool:
     """Accuracy against how often clients are averaged."""
     ax = figure.subplots()
-    found = {(row["partition"], row["what"].partition(" every ")[2]): row for row in rows("slperf") if " every " in row["what"]}
+    found = {
+        (row["partition"], row["what"].partition(" every ")[2]): row for row in finished("slperf") if " every " in row["what"]
+    }
     for partition in ("iid", "dirichlet"):
         there = [p for p in PERIODS if (partition, p) in found]
         accuracy = [100 * found[partition, p]["accuracy_last5"] for p in there]

@@ -1,6 +1,5 @@
 """Write docs/results.md from the rows of benchmarks/results; a test asks that it is up to date."""
 
-import json
 import math
 import sys
 from collections.abc import Iterable
@@ -8,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from result_rows import client_macs, rows, training_bytes
 from scipy import stats
 from table_results import sections as tables
 from transport_results import sections
@@ -15,13 +15,6 @@ from transport_results import sections
 from cutlayer.recipes.schemes import SCHEMES
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-def rows(name: str) -> list[dict[str, Any]]:
-    """Return the rows of a results file, oldest first."""
-    path = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def interval(values: Iterable[float]) -> str:
@@ -95,10 +88,9 @@ def heads() -> str:
             continue
         last5, final = ([100 * row[key] for row in mine] for key in ("accuracy_last5", "accuracy_final"))
         pairs = [100 * (row["accuracy_last5"] - base[row["seed"]]["accuracy_last5"]) for row in mine if row["seed"] in base]
-        up, down = (sum(c["payload"] for r, c in mine[0]["bytes"][d].items() if r != "evaluation") for d in ("up", "down"))
-        macs = mine[0]["macs_per_sample"]
-        client = sum(macs.get(part, 0) for part in ("bottom", "auxiliary", "decoder"))
-        cost = f"{client / 1e6:.2f} M ({client / macs['bottom']:.2f} of the bottom)"
+        up, down = (training_bytes(mine[0], way) for way in ("up", "down"))
+        client = client_macs(mine[0])
+        cost = f"{client / 1e6:.2f} M ({client / mine[0]['macs_per_sample']['bottom']:.2f} of the bottom)"
         lines.append(
             f"| {name} | {len(mine)} | {' '.join(f'{v:.2f}' for v in last5)} | {' '.join(f'{v:.2f}' for v in final)} | "
             f"{interval(pairs) if name != 'conventional' else ''} | {up / 1e6:.0f} / {down / 1e6:.0f} MB | {cost} |"
@@ -116,7 +108,7 @@ def schemes() -> str:
             if row is None:
                 lines.append(f"| `{name}` | {partition} | not run | | | |")
                 continue
-            up, down = (sum(c["payload"] for r, c in row["bytes"][d].items() if r != "evaluation") for d in ("up", "down"))
+            up, down = (training_bytes(row, way) for way in ("up", "down"))
             last5, final = 100 * row["accuracy_last5"], 100 * row["accuracy_final"]
             clock = f"{row['simulated']['seconds'] / 60:.0f} min" if row.get("simulated") else "not run"
             lines.append(

@@ -4,27 +4,21 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from result_rows import Row, client_macs, training_bytes
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-Row = dict[str, Any]
 Rows = Callable[[str], list[Row]]
 Column = Callable[[Row], str]
 MISSING = 12  # so many cells that were not run are named one by one
 
 
-def training(row: Row, way: str) -> int:
-    """Return the payload bytes of training in a direction."""
-    return sum(int(cell["payload"]) for role, cell in row["bytes"][way].items() if role != "evaluation")
-
-
 def cost(row: Row) -> str:
     """Return the client's multiply-adds, those of its bottom being 1."""
-    macs = row["macs_per_sample"]
-    bottom = macs.get("bottom", 0)
-    return f"{sum(macs.get(part, 0) for part in ('bottom', 'auxiliary', 'decoder')) / bottom:.2f}" if bottom else ""
+    bottom = row["macs_per_sample"].get("bottom", 0)
+    return f"{client_macs(row) / bottom:.2f}" if bottom else ""
 
 
 def shown(accuracy: float) -> str:
@@ -36,13 +30,9 @@ def size(nbytes: float) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
-def drift(row: Row) -> str:
-    return f"{row['client_drift']:.3f}" if "client_drift" in row else ""
-
-
 LAST5: dict[str, Column] = {"last five, %": lambda row: shown(row["accuracy_last5"])}
 FINAL: dict[str, Column] = {"final, %": lambda row: shown(row["accuracy_final"])}
-BYTES: dict[str, Column] = {"up / down": lambda row: f"{size(training(row, 'up'))} / {size(training(row, 'down'))}"}
+BYTES: dict[str, Column] = {"up / down": lambda row: f"{size(training_bytes(row, 'up'))} / {size(training_bytes(row, 'down'))}"}
 COST: dict[str, Column] = {"client multiply-adds": cost}
 MEMORY: dict[str, Column] = {
     "peak at client / server": lambda row: " / ".join(
@@ -93,7 +83,7 @@ def listed(name: str, found: Sequence[Row], columns: dict[str, Column]) -> str:
         mine = [(i, row) for i, row in enumerate(found, 1) if all(row.get(k) == v for k, v in cell.labels.items())]
         labels = " | ".join(str(value) for value in cell.labels.values())
         if not mine:
-            missing.append(", ".join(str(value) for value in cell.labels.values()))
+            missing.append(str(cell))
             continue
         done = [row for _, row in mine if "failed" not in row]
         values = [" ".join(dict.fromkeys(column(row) for row in done)) for column in columns.values()]

@@ -1,0 +1,29 @@
+"""Rows of results, and the figures of a row that several tables and drawings show."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+Row = dict[str, Any]
+
+
+def rows(name: str) -> list[Row]:
+    """Return the rows of a results file, oldest first."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def finished(name: str) -> list[Row]:
+    """Return the rows of runs that did not fail."""
+    return [row for row in rows(name) if "failed" not in row]
+
+
+def training_bytes(row: Row, way: str) -> int:
+    """Return the payload bytes of training in a direction, up or down."""
+    return sum(int(cell["payload"]) for role, cell in row["bytes"][way].items() if role != "evaluation")
+
+
+def client_macs(row: Row) -> int:
+    """Return the multiply-adds of a sample at the client: its bottom and what it trains beside it."""
+    return sum(int(row["macs_per_sample"].get(part, 0)) for part in ("bottom", "auxiliary", "decoder"))
