@@ -7,16 +7,15 @@ results/clients.jsonl.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import rows
+from processes import ENVIRONMENT, cutlayer, mpiexec
 from rich.console import Console
 
 SCHEMES = ("vanilla", "splitfed_v1", "splitfed_v2", "splitfed_v3")
@@ -52,12 +51,10 @@ TINY = [
 
 def measure(transport: str, n: int, words: list[str], folder: Path) -> dict[str, Any]:
     """Run a recipe with n clients and return its seconds a round and the peak of the server's memory in bytes."""
-    env = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    env["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
-    command = [sys.executable, "-m", "cutlayer.cli", "run", *words, "--num-clients", str(n), "--out", str(folder)]
+    command = cutlayer("run", *words, "--num-clients", str(n), "--out", str(folder))
     if transport == "mpi":
-        command = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(1 + n), *command, "--transport", "mpi"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800, check=False)
+        command = [*mpiexec(1 + n), *command, "--transport", "mpi"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=1800, check=False)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     summary = json.loads((folder / "summary.json").read_text())

@@ -7,14 +7,13 @@ the ends of the first and the second round, each with an evaluation of 500 image
 
 import argparse
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import rows
+from processes import ENVIRONMENT, cutlayer, mpiexec
 from rich.console import Console
 
 SCHEMES = {"conventional": ["--scheme", "vanilla"], "decoupled": ["--scheme", "dsl_seq", "--auxiliary", "mlp"]}
@@ -35,11 +34,6 @@ TINY = [
 ]
 
 
-def cutlayer(*words: str) -> list[str]:
-    """Return the command that runs the command line with these words."""
-    return [sys.executable, "-m", "cutlayer.cli", *words]
-
-
 def go(command: list[str], **how: Any) -> "subprocess.Popen[str]":
     """Start a process whose words are kept for when it fails."""
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
@@ -55,14 +49,16 @@ def ended(*processes: "subprocess.Popen[str]") -> None:
 
 def run(transport: str, words: list[str], folder: Path) -> float:
     """Run a recipe on a transport and return the seconds of its second round."""
-    env = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    env["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
     out = folder / "server"
     if transport == "inprocess":
-        ended(go(cutlayer("run", *words, "--num-threads", "2", "--out", str(out)), env=env))
+        ended(go(cutlayer("run", *words, "--num-threads", "2", "--out", str(out)), env=ENVIRONMENT))
     elif transport == "mpi":
-        launcher = [str(Path(sys.executable).parent / "mpiexec"), "-n", "2"]
-        ended(go(launcher + cutlayer("run", *words, "--num-threads", "1", "--transport", "mpi", "--out", str(out)), env=env))
+        ended(
+            go(
+                mpiexec(2) + cutlayer("run", *words, "--num-threads", "1", "--transport", "mpi", "--out", str(out)),
+                env=ENVIRONMENT,
+            )
+        )
     else:
         ended(go(cutlayer("certs", "demo", str(folder / "certs"))))
         certs = folder / "certs"
@@ -71,9 +67,9 @@ def run(transport: str, words: list[str], folder: Path) -> float:
             for who in ("server", "client0")
         }
         where, both = "127.0.0.1:7919", [*words, "--num-threads", "1"]
-        server = go(cutlayer("serve", *both, "--listen", where, "--out", str(out), *keys["server"]), env=env)
+        server = go(cutlayer("serve", *both, "--listen", where, "--out", str(out), *keys["server"]), env=ENVIRONMENT)
         mine = ["--server", where, "--as", "client0", "--out", str(folder / "client0"), *keys["client0"]]
-        client = go(cutlayer("join", *both, *mine), env=env)
+        client = go(cutlayer("join", *both, *mine), env=ENVIRONMENT)
         ended(server, client)
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     return float(records[1]["seconds_total"] - records[0]["seconds_total"])

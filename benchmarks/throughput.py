@@ -20,6 +20,7 @@ from typing import Any
 
 import rows
 import torch
+from processes import ENVIRONMENT, mpiexec
 from rich.console import Console
 
 from cutlayer.transports.session import CHUNK_BYTES
@@ -244,11 +245,9 @@ def main() -> None:
 
     for transport in args.transports.split(","):
         if transport == "mpi":
-            words = [str(Path(sys.executable).parent / "mpiexec"), "-n", "2", sys.executable, __file__, "--ranks"]
+            words = [*mpiexec(2), sys.executable, __file__, "--ranks"]
             words += ["--tiny"] if args.tiny else ["--repeats", str(repeats)]
-            as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-            as_root["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
-            done = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, **as_root})
+            done = subprocess.run(words, capture_output=True, text=True, check=True, env=ENVIRONMENT)
             table = json.loads(
                 next(line for line in done.stdout.splitlines() if line.startswith("TABLE ")).removeprefix("TABLE ")
             )

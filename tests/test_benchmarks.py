@@ -12,7 +12,7 @@ from conftest import ROOT
 from cutlayer.recipes import load
 
 FOLDER = ROOT / "benchmarks"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("rows", "cells"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("rows", "cells", "processes"))
 TABLES = [name for name in NAMES if "def cells(" in (FOLDER / f"{name}.py").read_text()]
 
 
