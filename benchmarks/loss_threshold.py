@@ -19,7 +19,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 BASE: dict[str, Any] = {
     "data": "cifar10", "model": "vgg11", "cut": "shallow", "num_clients": 1, "lr": 0.05, "lr_schedule": "cosine",
     "evaluate_every": 20, "precision": "bfloat16", "num_test": 2_000, "num_threads": 1,
-    "memory_format": "contiguous",  # channels_last takes VGG11 twice as long here
 }  # fmt: skip
 FEW = ("conventional", "threshold 0.2")
 TINY = {
