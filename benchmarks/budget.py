@@ -9,6 +9,7 @@ from typing import Any
 
 from cells import Cell, parser, run
 
+LEVELS = (0.55, 0.60, 0.65)
 BASE: dict[str, Any] = {
     "model": "resnet18_quarter", "cut": "stage2.block2", "num_clients": 3, "rounds": 20, "evaluate_every": 1, "lr": 0.05,
 }  # fmt: skip

@@ -1,7 +1,6 @@
 """The cells of a table: one run each, resumable, whose row is written when it is finished."""
 
 import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,12 +92,16 @@ def _run(recipe: Recipe, args: argparse.Namespace, label: str) -> tuple[list[Run
 
 
 def _row(run: Run) -> dict[str, Any]:
-    """Return the summary, the accuracy of every round (None: not evaluated), and the states of a method that has any."""
+    """Return the summary, for every round its accuracy (None: not evaluated) and the bytes sent so far, and what a method adds."""
     states = "".join("ABC"[int(record["state"])] for record in run.records if "state" in record)
     curve = [record.get("accuracy") for record in run.records]
+    traffic = [
+        sum(n for roles in record["bytes"].values() for role, n in roles.items() if role != "evaluation")
+        for record in run.records
+    ]
     drifts = [record["client_drift"] for record in run.records if "client_drift" in record]
     more = ({"states": states} if states else {}) | ({"client_drift": sum(drifts) / len(drifts)} if drifts else {})
-    return {"curve": curve, **more, **run.summary}
+    return {"curve": curve, "traffic": traffic, **more, **run.summary}
 
 
 def means(curve: Sequence[float | None], window: int = 3) -> list[tuple[int, float]]:
@@ -107,9 +110,9 @@ def means(curve: Sequence[float | None], window: int = 3) -> list[tuple[int, flo
     return [(r, sum(a for _, a in seen[max(0, i - window + 1) : i + 1]) / min(window, i + 1)) for i, (r, _) in enumerate(seen)]
 
 
-def targets(curve: Sequence[float | None], levels: Sequence[float]) -> dict[str, int | None]:
-    """Return for each accuracy the first round whose mean of three reaches it, None if none does."""
-    return {json.dumps(level): next((r for r, mean in means(curve) if mean >= level), None) for level in levels}
+def reached(curve: Sequence[float | None], level: float) -> int | None:
+    """Return the first round whose mean of three reaches an accuracy, None if none does."""
+    return next((r for r, mean in means(curve) if mean >= level), None)
 
 
 def plateau(curve: Sequence[float | None], within: float = 0.005) -> int:

@@ -13,6 +13,8 @@ from cutlayer.recipes.schemes import SCHEMES
 
 TABLE = ("centralised", "fedavg", "vanilla", "u_shaped", "splitfed_v1", "splitfed_v2", "splitfed_v3")
 SETS = ("mutag", "enzymes", "proteins", "imdb_binary", "nci1")
+# accuracies that rounds are counted to: about nine tenths of what centralised training reaches
+TARGETS = {"cifar10": 0.60, "mutag": 0.85, "enzymes": 0.30, "proteins": 0.70, "imdb_binary": 0.70, "nci1": 0.70}
 GIN: dict[str, Any] = {"rounds": 60, "lr_schedule": "steps"}
 CUTS = {"G1": "conv1", "G3": "conv4"}  # beside G2, the readout
 # small batches, because averages of five clients' steps are steps of five times the batch

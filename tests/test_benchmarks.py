@@ -58,9 +58,8 @@ def test_every_cell_of_a_table_is_a_recipe_of_its_own(name, monkeypatch):
 def test_rounds_to_a_target_and_to_the_plateau_are_those_of_the_mean_of_three(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     cells = importlib.import_module("cells")
-    targets = cells.targets
     curve = [0.1, None, 0.7, 0.4, 0.6, 0.8, 0.9]
-    assert targets(curve, (0.1, 0.5, 0.7, 0.9)) == {"0.1": 1, "0.5": 5, "0.7": 7, "0.9": None}
+    assert [cells.reached(curve, level) for level in (0.1, 0.5, 0.7, 0.9)] == [1, 5, 7, None]
     assert cells.plateau(curve) == 7
     assert cells.plateau([0.5, 0.9, 0.7, 0.7, 0.698, 0.1]) == 4  # the mean of 0.9, 0.7 and 0.7 is the best
 
