@@ -182,14 +182,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20, help="of either kind: coming back, and staying away")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="keep the trials' folders here")
-    parser.add_argument("--tiny", action="store_true", help="two trials of either kind, and no rows")
+    parser.add_argument("--tiny", action="store_true", help="one trial of either kind, and no rows")
     args = parser.parse_args()
     console = Console()
     console.print(f"seed {args.seed}")
     generator = torch.Generator().manual_seed(args.seed)
     kept = tempfile.TemporaryDirectory() if args.out is None else None
     out = Path(kept.name) if kept else args.out
-    trials = 2 if args.tiny else args.trials
+    trials = 1 if args.tiny else args.trials
     for n in range(2 * trials):
         returns, schedule = n < trials, ("relay", "replicas")[n % 2]
         victims = ("server", *NAMES) if returns else NAMES

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -72,7 +73,25 @@ def periods(figure: Figure) -> bool:
     return bool(found)
 
 
-DRAWN: dict[str, Callable[[Figure], bool]] = {"frontier": frontier, "schemes": schemes, "periods": periods}
+def curves(figure: Figure, recipe: str) -> bool:
+    """Accuracy after every round, conventional and decoupled at three cuts, a panel for each data set and number of clients."""
+    found = [row for row in finished("decoupled") if row["recipe_of"] == recipe]
+    sets, numbers = (list(dict.fromkeys(row[key] for row in found)) for key in ("data", "clients"))
+    panels = figure.subplots(len(sets), len(numbers), sharex=True, sharey="row", squeeze=False) if found else []
+    for along, data in zip(panels, sets, strict=True):
+        for ax, n in zip(along, numbers, strict=True):
+            for row in (row for row in found if (row["data"], row["clients"]) == (data, n)):
+                seen = [(r, 100 * a) for r, a in enumerate(row["curve"], 1) if a is not None]
+                ax.plot(*zip(*seen, strict=True), "k--" if row["what"] == "conventional" else "-", label=row["what"])
+            ax.set_title(f"{data}, {n} client{'s' if n > 1 else ''}", fontsize=9)
+            ax.set(xlabel="round" if data == sets[-1] else "", ylabel="accuracy, %" if n == numbers[0] else "")
+            ax.legend(fontsize=7)
+    return bool(found)
+
+
+DRAWN: dict[str, Callable[[Figure], bool]] = {"frontier": frontier, "schemes": schemes, "periods": periods} | {
+    f"curves-{recipe}": partial(curves, recipe=recipe) for recipe in ("text", "code", "strong")
+}
 
 
 def main() -> None:
@@ -80,7 +99,7 @@ def main() -> None:
     FIGURES.mkdir(exist_ok=True)
     mpl.rcParams.update({"svg.hashsalt": "cutlayer", "axes.spines.top": False, "axes.spines.right": False})
     for name, draw in DRAWN.items():
-        figure = Figure(figsize=(7, 6.5 if name == "schemes" else 4.2), layout="constrained")
+        figure = Figure(figsize=(7, 6.5 if name == "schemes" or "curves" in name else 4.2), layout="constrained")
         if draw(figure):
             figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
 
