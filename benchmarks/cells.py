@@ -38,6 +38,11 @@ def parser(name: str, about: str | None, seeds: str = "0") -> argparse.ArgumentP
     )
     found.add_argument("--data-dir")
     found.add_argument("--device", default="cpu")
+    found.add_argument(
+        "--num-threads",
+        type=int,
+        help="of every run; with 1, start the command once for each core: it takes the cells that nobody runs",
+    )
     found.add_argument("--list", action="store_true", help="print the cells and which of them are done, and run nothing")
     found.add_argument("--tiny", action="store_true", help="seconds, a few cells on bundled data, to see that it works")
     return found
@@ -58,6 +63,7 @@ def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mappin
                 console.print(f"{'done' if has else 'not run'}: seed {seed}, {cell}")
                 continue
             own = {"num_threads": 1, **tiny} if args.tiny else {"data_dir": args.data_dir}
+            own |= {"num_threads": args.num_threads} if args.num_threads else {}
             recipe = load(cell.base, **{**cell.fields, "seed": seed, "device": args.device, **own})
             try:
                 found, failure, complete = _run(recipe, args, f"seed {seed}, {cell}")
