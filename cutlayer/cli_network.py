@@ -109,31 +109,33 @@ def serve(
     from rich.live import Live as Screen
 
     live = Live()
-    serving = Serving(
-        made, folder, listen=listen, tls=tls, names=names, wait_for=None if wait_for == "all" else int(wait_for),
-        start_timeout=start_timeout, patience=patience, quorum=quorum, late_join=late_join, keepalive_s=keepalive, say=say, watch=live,
-    )  # fmt: skip
-    pages = endpoint(live, status_port) if status_port is not None else None
-    try:
-        with (
-            alone_in(folder),
-            Screen(
-                get_renderable=live.table,
-                console=console,
-                refresh_per_second=2,
-                transient=True,
-                auto_refresh=console.is_terminal,
-            ),
-            stopping_at(serving.stop),
-        ):
-            say(f"listening on {listen}{'' if tls else ', in plain text'}; waiting for {', '.join(serving.names)}")
-            serving.run()
-    except KeyboardInterrupt:
-        say(f"stopped; the same command with --resume goes on from the last mark in {folder}, and clients come by themselves")
-        raise
-    finally:
-        if pages is not None:
-            pages.shutdown()
+    with alone_in(folder):
+        serving = Serving(
+            made, folder, listen=listen, tls=tls, names=names, wait_for=None if wait_for == "all" else int(wait_for),
+            start_timeout=start_timeout, patience=patience, quorum=quorum, late_join=late_join, keepalive_s=keepalive, say=say, watch=live,
+        )  # fmt: skip
+        pages = endpoint(live, status_port) if status_port is not None else None
+        try:
+            with (
+                Screen(
+                    get_renderable=live.table,
+                    console=console,
+                    refresh_per_second=2,
+                    transient=True,
+                    auto_refresh=console.is_terminal,
+                ),
+                stopping_at(serving.stop),
+            ):
+                say(f"listening on {listen}{'' if tls else ', in plain text'}; waiting for {', '.join(serving.names)}")
+                serving.run()
+        except KeyboardInterrupt:
+            say(
+                f"stopped; the same command with --resume goes on from the last mark in {folder}, and clients come by themselves"
+            )
+            raise
+        finally:
+            if pages is not None:
+                pages.shutdown()
     show_finished(folder)
     return 0
 

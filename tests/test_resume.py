@@ -188,7 +188,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path, capsys):
     "words",
     [
         ["run", "demo"],
-        ["serve", "demo", "--diagnose-every", "0", "--listen", "127.0.0.1:0", "--insecure"],
+        ["serve", "demo", "--diagnose-every", "0", "--listen", "nowhere.invalid:1", "--insecure"],  # refused before it listens
         ["join", "demo", "--diagnose-every", "0", "--server", "127.0.0.1:9", "--as", "client0", "--insecure"],
     ],
     ids=lambda words: words[0],
