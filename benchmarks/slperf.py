@@ -28,7 +28,7 @@ OFTEN: dict[str, dict[str, Any]] = {
     "splitfed_v2, 5 batches, concatenated": {"scheme": "splitfed_v2", "sync_every": "5 batches", "server_order": "concatenated"},
     "dsl_fed, 1 batch, concatenated": {"scheme": "dsl_fed", "sync_every": "1 batch", "server_order": "concatenated"},
 }  # fmt: skip
-PERIODS = ("1 batch", "5 batches", "25 batches", "1 epoch", "5 epochs", "never")
+PERIODS = ("1 batch", "5 batches", "25 batches", "1 round", "5 rounds", "never")
 TINY = {
     "data": "digits", "num_train": 100, "num_test": 32, "rounds": 1, "warmup_rounds": 0, "lr_schedule": "constant",
     "model": "resnet8", "cut": "shallow", "batch_size": 8, "optimizer": "sgd", "lr": 0.01,

@@ -65,7 +65,7 @@ class Aligned(ServerPart):
             target = gradient(server, top, z, y)
             for epoch in range(o.align_epochs):
                 draw = stream(server.training.seed, "alignment", client, server.schedule.round, epoch)
-                for index in torch.randperm(len(y), generator=draw).to(y.device).split(o.align_batch):
+                for index in batches(torch.randperm(len(y), generator=draw).to(y.device), o.align_batch):
                     estimate = gradient(server, head, z[index], y[index], create_graph=True) * (len(index) / len(y))
                     error = (estimate - target[index]).square().sum()
                     optimizer.zero_grad(set_to_none=True)
@@ -96,13 +96,22 @@ class Aligned(ServerPart):
     def state(self) -> dict[str, Any]:
         built = {k: (head.state_dict(), self.optimizers[k].state_dict()) for k, head in self.heads.items()}
         return {
-            "heads": [[k, *both] for k, both in (self.saved | built).items()],
+            "heads": [[k, *both] for k, both in sorted((self.saved | built).items())],
             "memory": [[k, z, y] for k, (z, y) in self.memory.items()],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
+        self.heads, self.optimizers = {}, {}
         self.saved = {k: (weights, slots) for k, weights, slots in state["heads"]}
         self.memory = {k: (z, y) for k, z, y in state["memory"]}
+
+
+def batches(order: Tensor, size: int) -> list[Tensor]:
+    """Return the samples (n,) batch by batch; one that is left alone goes with the batch before it, for the sake of BatchNorm."""
+    found = list(order.split(size))
+    if len(found) > 1 and len(found[-1]) == 1:
+        found[-2:] = [torch.cat(found[-2:])]
+    return found
 
 
 def gradient(server: Server, module: nn.Module, z: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:

@@ -30,10 +30,17 @@ class Clock:
     midway: set[int] = field(default_factory=set)  # who is at a mark in the middle of a turn
     _seen: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
+    def seconds(self) -> float:
+        """Return the time at which the server has done what it has computed so far."""
+        return max(self.now, self.server_free) + self._pending("server")
+
     def computed(self, who: str) -> float:
         """Return the seconds of what "server" or a client (its number as text) has computed since it was last asked."""
-        work = self.meter.work.get(who, 0.0)
-        done, self._seen[who] = work - self._seen[who], work
+        pending, self._seen[who] = self._pending(who), self.meter.work.get(who, 0.0)
+        return pending
+
+    def _pending(self, who: str) -> float:
+        done = self.meter.work.get(who, 0.0) - self._seen[who]
         speed = self.server_speed if who == "server" else self.speeds[int(who) % len(self.speeds)] if self.speeds else None
         return done / speed if speed else 0.0
 

@@ -58,14 +58,17 @@ def estimate(recipe: Recipe) -> Estimate:
     parts = parts_of(recipe, data)
     task = fitted(task_of(recipe), recipe, parts, data.train)
     turns = [[len(batch) for batch in order(recipe, len(share), k, 0)] for k, share in enumerate(clients.shares)]
-    phase, period = _phases(recipe)
+    phase, period, several = _phases(recipe)
     peak: dict[str, int] = {}
     costs: dict[int, dict[Hashable, Payload]] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
         for size in {size for sizes in turns for size in sizes}:
-            probe, costs[size] = _steps(recipe, parts, clients, data.train, task, size, phase, period + 1)
+            costs[size] = {}
+            for seen in (1, 0) if several else (0,):  # also a step that is the first of a round and not of a period
+                probe, found = _steps(recipe, parts, clients, data.train, task, size, phase, period + 1, seen)
+                costs[size] |= found
             peak = {side: max(peak.get(side, 0), probe.meter.peak[side]) for side in ("client", "server")}
         if getattr(recipe.schedule_options(), "server_copies", False):
             peak["server"] += (len(clients) - 1) * probe.server.owned()
@@ -85,9 +88,17 @@ def estimate(recipe: Recipe) -> Estimate:
 
 
 def _steps(
-    recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, size: int, phase: Phase, num_steps: int
+    recipe: Recipe,
+    parts: Parts,
+    clients: Partition,
+    source: Source,
+    task: Task,
+    size: int,
+    phase: Phase,
+    num_steps: int,
+    seen: int,
 ) -> tuple[Parties, dict[Hashable, Payload]]:
-    """Run one client for some steps of one batch size; return the parties and the bytes of a step by its phase."""
+    """Run one client, that has `seen` so many, for some steps of one batch size; return the parties and a step's bytes by phase."""
     share = torch.tensor(list(islice(cycle(clients.shares[0].tolist()), size * num_steps)))
     one = dataclasses.replace(clients, shares=(share,))
     options = {k: v for k, v in recipe.options.items() if k not in names_of(type(recipe.schedule_options()))}
@@ -95,6 +106,8 @@ def _steps(
         recipe, rounds=1, num_clients=1, warmup_rounds=0, batch_size=size, local_epochs=1, schedule="relay", options=options
     )
     parties = build(alone, parts, one, source, task, lambda: None)
+    if seen:
+        parties.methods[0].load({"seen": seen})
     client = parties.clients[0]
     client.sample_step = 1  # its optimizer has state
     by_step: list[Payload] = [Counter() for _ in range(num_steps)]
@@ -107,16 +120,21 @@ def _steps(
     inprocess.run(
         {0: program(client, parties.methods[0], parties.batches[0])}, parties.server, parties.ends, parties.meter, tap=tap
     )
-    return parties, {phase(0, t, t): cost for t, cost in enumerate(by_step)}
+    return parties, {phase(0, t, t + seen): cost for t, cost in enumerate(by_step)}
 
 
-def _phases(recipe: Recipe) -> tuple[Phase, int]:
-    """Return what decides which messages a step sends, from its round, its number in it and in the run; and after how many all came."""
-    period = math.lcm(*(n for name, n in recipe.options.items() if name.endswith("_every") and isinstance(n, int)), 1)
+def _phases(recipe: Recipe) -> tuple[Phase, int, bool]:
+    """Return what decides which messages a step sends, from its round, its number in it and in the run.
+
+    And after how many steps all came, and whether periods of a round and of the run meet, so that they come in other pairs too.
+    """
+    every = [n for name, n in recipe.options.items() if name.endswith("_every") and isinstance(n, int)]
+    period = math.lcm(*every, 1)
     of_method = getattr(method_class(recipe.method), "phase", None)
     if of_method is not None:
-        return partial(of_method, recipe.method_options()), period
-    return lambda round, step, seen: seen % period, period
+        both = {"lambda_every", "send_every"} <= recipe.options.keys() and min(every) > 1
+        return partial(of_method, recipe.method_options()), period, both
+    return lambda round, step, seen: seen % period, period, False
 
 
 class Counting:

@@ -35,7 +35,12 @@ class Meter:
         self.again: set[tuple[str, int]] = (
             set()
         )  # whose next message, by direction and client, only repeats one of before a stop
-        self.simulated: float | None = None  # seconds, where there is a virtual clock
+        self.clock: Callable[[], float] | None = None  # simulated seconds so far
+
+    @property
+    def simulated(self) -> float | None:
+        """Simulated seconds so far, where there is a virtual clock."""
+        return None if self.clock is None else self.clock()
 
     def spend(self, who: str, part: str, samples: int, passes: int = 1) -> None:
         """Add the multiply-adds of forward passes through a part (a backward pass counts as two)."""

@@ -12,11 +12,16 @@ class Method(Protocol):
     """Where the client's gradient comes from; one file and one row in METHODS.
 
     One that asks for replies that it collects later has `settle(client)`, which collects them before a turn ends and at marks.
+    One that names it as its base has nothing of its own to keep.
     """
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]: ...
-    def state(self) -> dict[str, Any]: ...
-    def load(self, state: Mapping[str, Any]) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        return
 
 
 def nothing(client: Client) -> Exchange[None]:

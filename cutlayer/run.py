@@ -121,6 +121,10 @@ def train(
         raise BadInput(
             f"num_clients = {recipe.num_clients}, and partition {recipe.partition!r} gave {len(clients)}; they must be the same"
         )
+    if deadline is not None and recipe.schedule == "asynchronous" and not recipe.checkpoint_every:
+        raise BadInput(
+            "max_minutes: a run stops at marks, and an asynchronous one has none but every checkpoint_every steps; set that"
+        )
     source = clients.source
     for k, share in enumerate(clients.shares):
         if not len(share) or int(share.min()) < 0 or int(share.max()) >= len(source):

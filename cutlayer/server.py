@@ -110,7 +110,7 @@ class Server:
             self.on_mark(self)
         elif message.kind == "mark":
             self.marking[message.client] = message
-            replies = []
+            replies = self.compute(self.schedule.due(self, None))
         elif message.kind not in self.handlers:
             raise BadInput(f"a message of kind {message.kind!r} arrived; this server handles {', '.join(self.handlers)}")
         elif message.client in self.open:  # the exchange under way goes straight on
@@ -154,10 +154,13 @@ class Server:
             self.slots = {role: t for role, t in message.tensors.items() if role.startswith("optimizer/")}
         return self.schedule.sync(self, message)
 
-    def end_round(self) -> None:
-        """Tell whoever keeps records that a round is over, and begin new sums."""
+    def end_training(self) -> None:
+        """Let the method do what it does when a round's batches are over; comes before any average."""
         if self.part:
             self.part.end_round(self)
+
+    def end_round(self) -> None:
+        """Tell whoever keeps records that a round is over, and begin new sums."""
         self.on_round(self)
         self.records, self.totals, self.counts, self.extra = {}, {}, {}, {}
 
@@ -166,11 +169,20 @@ class Server:
         return self.part is not None and self.part.frozen
 
     def go(
-        self, client: int, *, round: int, give_back: int, stop: bool, pace: int | None = None, weights: bool | None = None
+        self,
+        client: int,
+        *,
+        round: int,
+        give_back: int,
+        stop: bool,
+        pace: int | None = None,
+        weights: bool | None = None,
+        version: int | None = None,
     ) -> Message:
         """Return the message that lets a waiting client go on; `weights` None: it brings them if the client's are older.
 
-        `round` is the client's, which its data follow; `pace` is everybody's, which learning rates follow.
+        `round` is the client's, which its data follow; `pace` is everybody's, which learning rates follow; `version` is that of the
+        weights it trains from, the newest if None.
         """
         sync = self.waiting.pop(client)
         tensors: dict[str, Tensor] = {}
@@ -179,7 +191,8 @@ class Server:
             older = sync.numbers["version"] < self.version and self.holder != client
             if older if weights is None else weights:
                 tensors = {f"weights/{name}": t for name, t in self.weights.items()} | self.slots
-        numbers: dict[str, float] = {"stop": stop, "version": self.version, "round": round, "return": give_back}
+        numbers: dict[str, float] = {"stop": stop, "round": round, "return": give_back}
+        numbers["version"] = self.version if version is None else version
         numbers["pace"] = round if pace is None else pace
         numbers |= self.part.orders(client) if self.part else {}
         return Message("go", tensors, {name: float(value) for name, value in numbers.items()}, client, sync.step)
@@ -212,7 +225,7 @@ class Server:
         """Take one step of a client's top with the gradients that are there."""
         optimizer = self.optimizers[client if self.copies else -1]
         self.training.set_round(optimizer, self.schedule.round, self.schedule.rate(client))
-        if self.training.prox and client not in self.anchors:
+        if self.training.prox and self.copies and client not in self.anchors:  # one top for all receives no weights
             self.anchors[client] = [p.detach().clone() for p in self.top_of(client).parameters()]
         self.training.step(optimizer, self.anchors.get(client, ()))
 

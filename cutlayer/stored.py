@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .kept import packed_of, roles_tree
 from .steps import train_step
 from .streams import stream
-from .wire import Coded, Message, Packed, unpack
+from .wire import Message, Packed, unpack
 
 if TYPE_CHECKING:
     from .server import Server
@@ -94,7 +95,7 @@ class Stored:
         return sum(role.nbytes for packed in self.store.values() for role in packed.roles)
 
     def state(self) -> dict[str, Any]:
-        store = [[*key, [[c.role, c.coded, list(c.parts)] for c in packed.roles]] for key, packed in self.store.items()]
+        store = [[*key, roles_tree(packed)] for key, packed in self.store.items()]
         return {
             "now": self.now,
             "rested": self.rested,
@@ -107,9 +108,6 @@ class Stored:
         self.now, self.rested, self.remembered = state["now"], state["rested"], state["remembered"]
         self.came = set(state["came"])
         self.store = {
-            (client, step): Packed(
-                Message("smashed", {}, {}, client, step, "none"),
-                tuple(Coded(r, coded, tuple(parts)) for r, coded, parts in roles),
-            )
+            (client, step): packed_of(Message("smashed", {}, {}, client, step, "none"), roles)
             for client, step, roles in state["store"]
         }

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from result_rows import client_macs, finished
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
-PERIODS = ("1 batch", "5 batches", "25 batches", "1 epoch", "5 epochs", "never")
+PERIODS = ("1 batch", "5 batches", "25 batches", "1 round", "5 rounds", "never")
 
 
 def frontier(figure: Figure) -> bool:

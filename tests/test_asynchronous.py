@@ -13,6 +13,7 @@ from cutlayer.recipes.recipe import make
 from cutlayer.run import train
 from cutlayer.schedules import Plan
 from cutlayer.schedules.asynchronous import Asynchronous, AsynchronousOptions
+from cutlayer.server import Server
 from cutlayer.task import Task
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -31,7 +32,8 @@ def run(num_clients=3, n=24, parts=None, **fields):
 def test_T11_1_a_full_buffer_of_equal_clients_is_splitfed(copies):
     how = {"merge": "fedbuff", "buffer_size": 3, "staleness": "constant", "server_copies": copies, **EQUAL}
     ours = run(**how)
-    theirs = run(schedule="parallel", server_order="arrival", weighting="uniform", server_copies=copies, **EQUAL)
+    order = {"server_copies": True} if copies else {"server_order": "arrival"}
+    theirs = run(schedule="parallel", weighting="uniform", **order, **EQUAL)
     for name in ("bottom", "top"):
         for key, tensor in theirs.modules[name].state_dict().items():
             assert torch.allclose(ours.modules[name].state_dict()[key].float(), tensor.float(), atol=1e-6), key
@@ -172,3 +174,77 @@ def test_reports_say_simulated_with_the_parameters(tmp_path):
 def test_speeds_are_for_one_client_each_or_for_all():
     with pytest.raises(BadInput, match="2 are given for 3 clients"):
         make({"num_clients": 3, "speeds": "1e9,2e9"})
+
+
+def unequal(sizes=(20, 24, 28), **fields):
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    clients = cl.partition.by_column(small_data(n=sum(sizes)).train, owner)
+    return cl.run(cl.cut(small_model(), "stage1.block1"), clients, **{"schedule": "asynchronous", **QUICK, **fields})
+
+
+@pytest.mark.parametrize("own", [{}, {"server_copies": True}, {"merge": "fedbuff", "buffer_size": 2}], ids=str)
+def test_what_was_evaluated_last_is_what_is_kept(own, monkeypatch):
+    """No turn begins whose end nobody waits for, so nothing trains on after the last round."""
+    tops, ends = [], Server.end_round
+
+    def end_round(self):
+        tops.append(({k: t.clone() for k, t in self.top.state_dict().items()}, dict(self.weights)))
+        ends(self)
+
+    monkeypatch.setattr(Server, "end_round", end_round)
+    result = unequal(speeds="1e6,1.3e6,2e6", server_speed=1e8, **own)
+    assert equal(tops[-1][0], result.modules["top"].state_dict())
+    assert equal({k.removeprefix("bottom."): t for k, t in tops[-1][1].items()}, result.modules["bottom"].state_dict())
+    assert result.records[-1]["simulated_seconds"] == result.summary["simulated"]["seconds"]
+    turns = sum(n for name, n in result.records[-1].items() if name.startswith("staleness_"))
+    assert turns == 4 * 3
+
+
+def test_a_buffer_that_is_not_full_at_the_end_is_merged():
+    parts = cl.cut(small_model(), "stage1.block1")
+    result = unequal((8, 8, 8), merge="fedbuff", buffer_size=12, restart="at_once")
+    assert not equal(result.modules["bottom"], parts.bottom)
+
+
+def test_who_comes_after_merges_begins_with_what_was_merged():
+    schedule, server = Asynchronous(AsynchronousOptions(), Plan(2, 3)), Late()
+    (go,) = schedule._gos(server)
+    assert go["weights"]
+    assert go["version"] == 4
+    (again,) = schedule._gos(server)  # it says hello again in the middle of its turn, when more has been merged
+    assert not again["weights"]
+    server.version = 6
+    assert schedule._go(server, 1, False)["version"] == 4
+
+
+class Late:
+    """A server whose second client comes when others have been merged four times."""
+
+    version, weights, waiting = 4, {"bottom.w": torch.ones(1)}, {1: None}
+
+    def go(self, client, **how):
+        return how
+
+
+@pytest.mark.parametrize("hand_over", ["local", "reset"])
+def test_a_copy_begins_a_turn_as_its_client_does(hand_over, monkeypatch):
+    """Drawn by FedProx to what it begins with, and with hand_over reset without momentum."""
+    found, plain = [], Asynchronous._go
+
+    def go(self, server, k, over):
+        message = plain(self, server, k, over)
+        if not over and self.taken[k]:
+            found.append((k in server.anchors, len(server.optimizers[k].state)))
+        return message
+
+    monkeypatch.setattr(Asynchronous, "_go", go)
+    unequal(server_copies=True, fedprox=0.1, hand_over=hand_over)
+    assert found
+    assert all(not anchored and bool(slots) == (hand_over == "local") for anchored, slots in found)
+
+
+def test_what_holds_nobody_back_is_refused():
+    with pytest.raises(BadInput, match="fairness = 2: clients are held back by their gradients"):
+        unequal(method="auxiliary_loss", auxiliary="pool_linear", fairness=2)
+    with pytest.raises(BadInput, match="buffer_size = 13 is never full with 12 turns in all"):
+        unequal(merge="fedbuff", buffer_size=13, restart="at_once")

@@ -14,6 +14,7 @@ from cutlayer.cut import Smashed
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.recipes.recipe import make
 from cutlayer.reducing import spread
+from cutlayer.rounds import as_evaluated
 from cutlayer.wire import Message, pack, unpack
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -384,3 +385,43 @@ def test_merging_every_sample_with_itself_is_no_merging(tail):
     up, less = (run.summary["bytes"]["up"]["smashed"]["payload"] for run in (merged, half))
     assert less == up / 2
     assert ("labels" in half.summary["bytes"]["up"]) == (tail is None)
+
+
+@pytest.mark.parametrize("first", ["float8", "uniform8", "uniform2@nearest", "minifloat", "feedback+float8"])
+@pytest.mark.parametrize("second", ["float16", "top_k", "float8"])
+def test_what_left_bytes_is_coded_no_further(first, second):
+    with pytest.raises(BadInput, match="leave bytes, not values"):
+        build({"weights": f"{first}+{second}"})
+
+
+def test_a_gradient_shares_the_places_of_activations_that_were_noised_before():
+    ends = [build({"smashed": "gaussian_noise@0.1:100+top_k@0.1", "cut_grad": "top_k"}) for _ in range(2)]
+    z, g = (torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    sent = unpack(pack(Message("smashed", {"smashed": z}), ends[0]), ends[1]).tensors["smashed"]
+    packed = pack(Message("cut_grad", {"cut_grad": g}), ends[1])
+    came = unpack(packed, ends[0]).tensors["cut_grad"]
+    assert ((came != 0) <= (sent != 0)).all()
+    assert packed.payload() == {"cut_grad": 4 * 11 * 4}
+    with pytest.raises(BadInput, match=r"places of its activations, 'top_k@0.1'; write top_k"):
+        build({"smashed": "top_k@0.1", "cut_grad": "top_k@0.5"})
+
+
+@pytest.mark.parametrize("codec", ["uniform2", "gaussian_noise@0.5:1", "random_top_k@0.1", "top_k@0.1+uniform2", "low_rank@2"])
+def test_evaluation_codes_a_tensor_the_same_way_every_time(codec):
+    through = as_evaluated(make({"codec": {"smashed": codec}, "compress_eval": True}))
+    z = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(through(z), through(z))
+    assert not torch.equal(through(z), z)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"codec": "smashed=float8,smashed=float16"}, "a role has two"),
+        ({"codec": {"smashed": "gaussian_noise@inf"}}, "both finite"),
+        ({"codec": {"smashed": "batch_merge"}, "compress_eval": True}, "nothing codes the smashed data in evaluation"),
+    ],
+)
+def test_codecs_that_would_do_nothing_or_something_else_are_refused(fields, said):
+    with pytest.raises(BadInput, match=said):
+        make(fields)

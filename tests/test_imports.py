@@ -13,7 +13,7 @@ LEVELS = (
      "models", "trace", "cut", "frozen",
      "training", "slots",
      "data.partition", "data.augment", "data.files"},
-    {"auxiliary", "meter", "clock", "client", "program", "schedules", "server", "steps", "stored", "aligned", "greedy", "probes", "shifts",
+    {"auxiliary", "meter", "clock", "client", "program", "schedules", "server", "steps", "stored", "kept", "aligned", "greedy", "probes", "shifts",
      "data", "data.sources", "data.images", "data.folder", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
     {"recipes", "costs", "fit", "building", "parties", "diagnose", "findings", "figures", "runs",

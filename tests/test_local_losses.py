@@ -9,12 +9,18 @@ from conftest import equal, small_data, small_model
 from torch import nn
 
 import cutlayer as cl
-from cutlayer.aligned import Aligned
+from cutlayer.aligned import Aligned, batches
 from cutlayer.auxiliary import auxiliary_loss
+from cutlayer.building import training
 from cutlayer.cut import Smashed
+from cutlayer.errors import BadInput
 from cutlayer.methods.fsl_sage import FslSage, FslSageOptions
+from cutlayer.recipes.recipe import make
+from cutlayer.schedules import Plan
+from cutlayer.schedules.parallel import Parallel, ParallelOptions
 from cutlayer.server import Server
 from cutlayer.task import Batch
+from cutlayer.wire import Message
 
 QUICK = {"rounds": 3, "batch_size": 4, "num_threads": 1, "lr": 0.05}
 HEAD = {"auxiliary": "mlp", "auxiliary_width": 8, "auxiliary_depth": 1}
@@ -35,8 +41,7 @@ def test_T6_1_T6_2_with_one_client_and_every_batch_sent_it_is_decoupled_split_le
 @pytest.mark.parametrize("every", [1, 2, 4, 100])
 def test_T6_3_T6_4_bytes_follow_the_period_and_the_client_does_not(every):
     one, other = run("cse_fsl", send_every=1), run("cse_fsl", send_every=every)
-    batches = 3 * 3  # of each client
-    sent = -(-batches // every)
+    sent = 3 * -(-3 // every)  # of each client: rounds, and of their batches every so many
     z = 4 * 4 * 6 * 6 * 4
     assert other.summary["bytes"]["up"]["smashed"]["payload"] == 2 * sent * z
     assert all(equal(one.modules[name], other.modules[name]) for name in ("bottom", "auxiliary"))
@@ -193,9 +198,7 @@ def test_T7_5_the_clients_step_leaves_the_head_as_it_is():
 
 
 def build_client():
-    from cutlayer.building import training
     from cutlayer.client import Client
-    from cutlayer.recipes.recipe import make
 
     parts = cl.cut(small_model(), "stage1.block1")
     task = cl.Task(num_classes=4, cut_shape=(4, 6, 6))
@@ -210,3 +213,43 @@ def test_fsl_sage_learns_and_its_head_points_where_the_top_does():
     errors = [record["alignment_error"] for record in result.records if "alignment_error" in record]
     assert len(errors) == 4
     assert max(errors) < 0.9  # 1 is what a head that says nothing has
+
+
+def test_who_is_first_drawn_after_the_heads_were_aligned_asks_for_one(monkeypatch):
+    aligned, align = [], Aligned.align
+
+    def spied(self, server, client):
+        aligned.append((server.schedule.round, client))
+        return align(self, server, client)
+
+    monkeypatch.setattr(Aligned, "align", spied)
+    run("fsl_sage", num_clients=4, n=32, rounds=8, participation=0.5, align_rounds=10, align_epochs=1)
+    assert sorted(client for _, client in aligned) == [0, 1, 2, 3]
+    assert max(round for round, _ in aligned) > 0
+
+
+def test_a_server_that_goes_back_to_a_mark_has_the_heads_of_the_mark():
+    part = Aligned(FslSageOptions(**HEAD, align_epochs=2))
+    server = Server(
+        nn.Flatten(), Parallel(ParallelOptions(), Plan(1, 2)), training(make({})), cl.Task(num_classes=4, cut_shape=(4,))
+    )
+    server.top = nn.Linear(4, 4)
+    draw = torch.Generator().manual_seed(0)
+    part.keep(Message("smashed", {"smashed": torch.randn(5, 4, generator=draw), "labels": torch.arange(5) % 4}))
+    part.align(server, 0)
+    mark = copy.deepcopy(part.state())
+    before = copy.deepcopy(part.align(server, 0).state_dict())
+    part.load(copy.deepcopy(mark))
+    assert str(part.state()) == str(mark)
+    assert equal(part.align(server, 0).state_dict(), before)
+
+
+def test_one_sample_that_an_alignment_leaves_over_goes_with_the_others():
+    assert [len(part) for part in batches(torch.arange(9), 4)] == [4, 5]
+    assert [len(part) for part in batches(torch.arange(10), 4)] == [4, 4, 2]
+    assert [len(part) for part in batches(torch.arange(1), 4)] == [1]
+
+
+def test_personal_heads_of_one_shared_model_are_refused():
+    with pytest.raises(BadInput, match="aligned heads are personal"):
+        make({"method": "fsl_sage", "schedule": "relay", "hand_over": "shared", "num_clients": 2})

@@ -12,6 +12,7 @@ from torch import nn
 import cutlayer as cl
 from cutlayer.methods.loss_threshold import LossThresholdOptions
 from cutlayer.recipes.recipe import make
+from cutlayer.server import Server
 from cutlayer.stored import A, B, C, next_state
 from cutlayer.streams import stream
 
@@ -150,3 +151,28 @@ def test_infinite_thresholds_are_written_and_read(tmp_path):
     recipe = make({"scheme": "async_loss", "threshold": "inf"})
     (tmp_path / "r.toml").write_text(to_toml(recipe.flat()))
     assert load(str(tmp_path / "r.toml")).digest() == recipe.digest()
+
+
+def test_copies_that_learned_from_the_store_are_averaged_before_they_are_evaluated(monkeypatch):
+    apart, ends = [], Server.end_round
+
+    def end_round(self):
+        merged, state = self.top.state_dict(), [module.state_dict() for module in self.copies.values()]
+        apart.append(
+            max(float((merged[k] - one[k]).abs().max()) for one in state for k in merged if merged[k].is_floating_point())
+        )
+        ends(self)
+
+    monkeypatch.setattr(Server, "end_round", end_round)
+    result = run(num_clients=2, rounds=5, schedule="parallel", server_copies=True, threshold=math.inf)
+    assert states(result) == "ABCCC"
+    assert apart == [0.0] * 5
+    assert len({record["train_loss"] for record in result.records}) == 5
+
+
+def test_simulated_seconds_hold_what_the_server_learned_from_its_store():
+    result = run(num_clients=2, rounds=4, threshold=math.inf, server_speed=1e5)
+    seconds = [record["simulated_seconds"] for record in result.records]
+    assert states(result) == "ABCC"
+    assert [b - a for a, b in itertools.pairwise([0.0, *seconds])] == pytest.approx([seconds[0]] * 4)
+    assert result.summary["simulated"]["seconds"] == seconds[-1]

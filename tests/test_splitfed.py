@@ -249,3 +249,41 @@ def test_client_drift_is_the_distance_from_the_average_as_a_share_of_it():
     mean = {"w": torch.tensor([2.0, 0.0]), "running_mean": torch.tensor([0.0]), "n": torch.tensor(3)}
     assert drift(states, mean).item() == pytest.approx(0.5)
     assert drift([mean, mean], mean).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"sync_every": "2 epochs"}, "sync_every = '2 epochs' is longer than a round, of local_epochs = 1; write 2 rounds"),
+        ({"sync_every": "2 rounds", "participation": 0.5}, "who is drawn in one of these rounds alone would not be averaged"),
+        ({"server_copies": True, "server_order": "arrival"}, "with server_copies every client has a top of its own"),
+        (
+            {"server_order": "batch_major", "sync_every": "1 epoch", "local_epochs": 2, "checkpoint_every": 2},
+            "would wait for ever; marks are written at every average, take 0",
+        ),
+    ],
+)
+def test_options_of_many_clients_that_would_do_nothing_or_hang_are_refused(fields, said):
+    with pytest.raises(BadInput, match=said):
+        make({"schedule": "parallel", "num_clients": 2, **fields})
+
+
+def test_a_period_of_more_batches_than_any_round_has_is_refused():
+    clients = two_unequal()  # of 4 and 2 batches
+    parts = cl.cut(small_model(), "stage1.block1")
+    with pytest.raises(BadInput, match=r"nobody's round has more than 4 batches; write 4 batches or less, or rounds"):
+        cl.run(parts, clients, schedule="parallel", sync_every="5 batches", **QUICK)
+    cl.run(parts, clients, schedule="parallel", sync_every="4 batches", **{**QUICK, "rounds": 1})
+
+
+@pytest.mark.parametrize("fields", [{"scheme": "vanilla"}, {"scheme": "splitfed_v2"}], ids=str)
+def test_fedprox_does_not_draw_a_top_that_receives_no_weights(fields, monkeypatch):
+    servers, steps = [], Server.step
+
+    def step(self, client):
+        servers.append(self)
+        steps(self, client)
+
+    monkeypatch.setattr(Server, "step", step)
+    cl.run(cl.cut(small_model(), "stage1.block1"), two_unequal(), fedprox=0.1, **fields, **QUICK)
+    assert servers[-1].anchors == {}

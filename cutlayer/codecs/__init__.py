@@ -4,6 +4,7 @@ A codec is named in a recipe as name, or name@argument:argument, and several one
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -64,8 +65,8 @@ def _low_rank(role: str, draws: Draws, rank: int = 4) -> Codec:
 
 
 def _gaussian_noise(role: str, draws: Draws, sigma: float = 0.01, clip: float = 10.0) -> Codec:
-    if not (sigma >= 0 and clip > 0):
-        raise BadInput(f"codec gaussian_noise@{sigma}:{clip}: sigma is 0 or more and clip above 0")
+    if not (0 <= sigma < math.inf and 0 < clip < math.inf):
+        raise BadInput(f"codec gaussian_noise@{sigma}:{clip}: sigma is 0 or more and clip above 0, both finite")
     return GaussianNoise(draws, sigma, clip)
 
 
@@ -114,8 +115,12 @@ def build(names: Mapping[str, str], seed: int = 0, client: int = 0, end: str = "
     """
     built = {role: codec for role, name in names.items() if (codec := _chain(role, name, seed, client, end)) is not None}
     # a gradient comes back at the places of its activations
-    gradient, activations = _first(built.get("cut_grad")), _first(built.get("smashed"))
-    if isinstance(gradient, TopK) and isinstance(activations, TopK):
+    gradient, activations = _sparse(built.get("cut_grad")), _sparse(built.get("smashed"))
+    if gradient is not None and activations is not None:
+        if "top_k@" in names["cut_grad"] and gradient.ratio != activations.ratio:
+            raise BadInput(
+                f"codec cut_grad = {names['cut_grad']!r}: a gradient has the places of its activations, {names['smashed']!r}; write top_k"
+            )
         gradient.peer = activations
     return built
 
@@ -130,8 +135,8 @@ def reducer(names: Mapping[str, str], seed: int = 0, client: int = 0) -> BatchMe
     return found
 
 
-def _first(codec: Any) -> Any:
-    return codec.codecs[0] if isinstance(codec, Chain) else codec
+def _sparse(codec: Any) -> TopK | None:
+    return next((each for each in getattr(codec, "codecs", [codec]) if isinstance(each, TopK)), None)
 
 
 def _chain(role: str, name: str, seed: int, client: int, end: str) -> Codec | None:
@@ -146,6 +151,10 @@ def _chain(role: str, name: str, seed: int, client: int, end: str) -> Codec | No
         )
     if any(not hasattr(codec, "floats") for codec in codecs[:-1]):
         raise BadInput(f"codec {role} = {name!r}: only the last of a chain may be a codec of your own")
+    if any(not codec.floats for codec in codecs[:-1]):
+        raise BadInput(
+            f"codec {role} = {name!r}: float8, minifloat and uniform leave bytes, not values; put them last in a chain"
+        )
     if feeds and not codecs:
         raise BadInput(f"codec {role} = {name!r}: feedback stands in front of a codec, e.g. feedback+float8")
     if not codecs:

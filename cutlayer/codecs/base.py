@@ -12,10 +12,14 @@ from ..streams import stream
 
 
 class Stateless:
-    """The part of a codec that remembers nothing; `num_parts` tensors are sent, of which `floats` may be coded further."""
+    """The part of a codec that remembers nothing; `num_parts` tensors are sent, of which `floats` may be coded further.
+
+    Evaluation clears `training`: then nothing is left to chance, and a tensor is coded the same way every time.
+    """
 
     num_parts = 1
     floats: tuple[int, ...] = (0,)
+    training = True
 
     def state(self) -> dict[str, Tensor]:
         return {}

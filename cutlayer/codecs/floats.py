@@ -44,7 +44,7 @@ class Float8(Stateless):
     changes nothing; the paper allows any scale.
     """
 
-    num_parts = 2
+    num_parts, floats = 2, ()
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -77,7 +77,7 @@ class Minifloat(Stateless):
     is remembered; its text was not available). A tensor without negative values has no sign bit, but one more of mantissa.
     """
 
-    num_parts = 3
+    num_parts, floats = 3, ()
 
     def __init__(self, exponent: int = 0, mantissa: int = 0) -> None:
         self.exponent, self.mantissa = exponent, mantissa

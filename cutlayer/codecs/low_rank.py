@@ -11,8 +11,8 @@ from .base import Draws, Stateless, finite, outline, restore, shape_of
 class LowRank(Stateless):
     """Positions times channels (or samples times features) as P V^T of fixed rank (Vogels et al., arXiv 1905.13727; arXiv 2602.02696).
 
-    V is kept from tensor to tensor, so that it follows the channels' main directions; no residual is carried, because the next
-    tensor belongs to other samples.
+    V is kept from tensor to tensor in training, so that it follows the channels' main directions; no residual is carried, because
+    the next tensor belongs to other samples.
     """
 
     num_parts, floats = 3, (1, 2)
@@ -28,7 +28,7 @@ class LowRank(Stateless):
             self.basis = torch.randn(size, min(self.rank, size), generator=self.draws(rows.device), device=rows.device)
         left = torch.linalg.qr(rows @ self.basis[:, : max(1, len(rows))]).Q
         right = rows.T @ left
-        if right.shape == self.basis.shape and bool(right.abs().sum() > 0):
+        if self.training and right.shape == self.basis.shape and bool(right.abs().sum() > 0):
             self.basis = right.clone()
         return outline(tensor), left.contiguous(), right.contiguous()
 

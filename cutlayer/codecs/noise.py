@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class GaussianNoise(Drawing):
     """Samples of norm at most `clip`, plus noise of standard deviation sigma times clip; the gradient passes straight through.
 
-    It comes first in a chain: a codec after it sees what is private already (post-processing).
+    It comes first in a chain: a codec after it sees what is private already (post-processing). Evaluation only clips.
     """
 
     def __init__(self, draws: Draws, sigma: float = 0.01, clip: float = 10.0) -> None:
@@ -34,8 +34,9 @@ class GaussianNoise(Drawing):
             owner = torch.arange(len(self.nodes), device=t.device).repeat_interleave(self.nodes)
             squares = squares.new_zeros(len(self.nodes)).index_add(0, owner, squares)[owner]
         scale = (self.clip / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)
-        noise = torch.randn(t.shape, generator=self.draws(t.device), device=t.device)
-        out = t * scale.view([-1, *[1] * (t.dim() - 1)] if t.dim() else []) + self.sigma * self.clip * noise
+        out = t * scale.view([-1, *[1] * (t.dim() - 1)] if t.dim() else [])
+        if self.training:
+            out += self.sigma * self.clip * torch.randn(t.shape, generator=self.draws(t.device), device=t.device)
         if t.dim() == 4 and not t.is_contiguous():
             out = out.contiguous(memory_format=torch.channels_last)
         return (out,)

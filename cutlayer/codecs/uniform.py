@@ -11,10 +11,10 @@ from .base import Drawing, Draws, count, finite, outline, packed, restore, unpac
 class Uniform(Drawing):
     """2, 4 or 8 bits per value between a tensor's smallest and largest, and these two.
 
-    Stochastic rounding has the mean of what was encoded; nearest has the smaller error.
+    Stochastic rounding has the mean of what was encoded; nearest has the smaller error, and is what evaluation sees.
     """
 
-    num_parts = 3
+    num_parts, floats = 3, ()
 
     def __init__(self, draws: Draws, bits: int, rounding: Literal["stochastic", "nearest"] = "stochastic") -> None:
         super().__init__(draws)
@@ -26,7 +26,7 @@ class Uniform(Drawing):
         # double, so that the largest code gives back the largest value and a second pass the same codes
         v = (t.double() - low) / ((high.double() - low) / (2**self.bits - 1)).clamp_min(1e-300)
         nearest = torch.round(v)
-        if self.rounding == "stochastic":
+        if self.rounding == "stochastic" and self.training:
             chance = torch.rand(v.shape, generator=self.draws(v.device), device=v.device)
             drawn = torch.floor(v) + (chance < v - torch.floor(v))
             nearest = torch.where((v - nearest).abs() < 1e-6, nearest, drawn)

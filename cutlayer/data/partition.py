@@ -95,7 +95,7 @@ def dirichlet(source: Source | Tensor, num_clients: int, alpha: float = 0.5, see
     _positive(alpha)
     if num_clients * min_size > len(labels):
         raise BadInput(
-            f"{len(labels)} samples cannot give each of {num_clients} clients {min_size}; lower min_size or use fewer clients"
+            f"{len(labels)} samples cannot give each of {num_clients} clients {min_size}; use fewer clients or more samples"
         )
     for attempt in range(MAX_TRIES):
         generator = _generator(seed, attempt)
@@ -112,7 +112,7 @@ def dirichlet(source: Source | Tensor, num_clients: int, alpha: float = 0.5, see
             return _make(source, joined, "dirichlet", attempt + 1, alpha=alpha, seed=seed)
     raise BadInput(
         f"no Dirichlet({alpha}) partition of {len(labels)} samples gives each of {num_clients} clients {min_size} in "
-        f"{MAX_TRIES} tries; raise alpha or use fewer clients, or lower min_size"
+        f"{MAX_TRIES} tries; raise alpha, use fewer clients or more samples"
     )
 
 

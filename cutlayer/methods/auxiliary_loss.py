@@ -22,7 +22,7 @@ class AuxiliaryLossOptions(AuxiliaryOptions):
     lambda_weight: Annotated[float, "weight of the server's gradient at the cut; 0: nothing comes back"] = 0.0
     lambda_every: Annotated[int, "the server's gradient is asked for on every k-th step"] = 1
     lambda_compensate: Annotated[bool, "multiply that gradient by lambda_every, so that its time average stays"] = False
-    send_every: Annotated[int, "activations are sent on every h-th step"] = 1
+    send_every: Annotated[int, "activations are sent on every h-th step of a round"] = 1
     server_cuts: Annotated[
         str, "blocks after which the server's part is cut again; each piece but the last trains on a head of its own"
     ] = ""
@@ -55,6 +55,12 @@ class AuxiliaryLoss:
         return options.lambda_weight != 0
 
     @staticmethod
+    def phase(options: AuxiliaryLossOptions, round: int, step: int, seen: int) -> tuple[bool, bool]:
+        """Return whether a step sends activations, and whether it asks for their gradient."""
+        asks = options.lambda_weight != 0 and seen % options.lambda_every == 0
+        return asks or step % options.send_every == 0, asks
+
+    @staticmethod
     def server_part(options: AuxiliaryLossOptions) -> Greedy | None:
         return Greedy(options) if names(options.server_cuts) else None
 
@@ -69,9 +75,9 @@ class AuxiliaryLoss:
         o, t = self.options, self.seen
         self.seen += 1
         z = client.forward(batch)
-        asks = o.lambda_weight != 0 and t % o.lambda_every == 0
+        sends, asks = self.phase(o, client.round, client.step, t)
         reply = None
-        if asks or t % o.send_every == 0:
+        if sends:
             reply = yield from client.uplink(z, batch, gradient=asks)
         loss, record = self.local(client, z, batch)
         if reply is None:

@@ -1,10 +1,10 @@
 """Conventional split learning: the gradient at the cut comes back from the server (Gupta & Raskar, arXiv 1810.06060)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..client import Client, Record
+from ..program import Method
 from ..task import Batch
 from ..wire import Exchange
 
@@ -14,7 +14,7 @@ class BackpropOptions:
     """Nothing to choose."""
 
 
-class Backprop:
+class Backprop(Method):
     """z up, its gradient down, one update: equal to training the uncut model."""
 
     Options: ClassVar[type] = BackpropOptions
@@ -33,9 +33,3 @@ class Backprop:
         assert reply is not None
         client.update(z=z, cut_grad=reply.tensors)
         return {}
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        pass

@@ -32,15 +32,16 @@ class FslSageOptions(HeadOptions):
 class FslSage:
     """z up every few steps; the head's gradient at the cut is the client's; the server sends a better head every few rounds.
 
-    A head is aligned in the first step of rounds 0, align_rounds, ..., as in the authors' code, where it is personal too. Theirs
-    moves the server's running statistics while it aligns, and compares sums over batches of other sizes; ours does neither.
+    A head is aligned in the first step of rounds 0, align_rounds, ..., as in the authors' code, where it is personal too, and in the
+    first step that a client ever takes. Theirs moves the server's running statistics while it aligns, and compares sums over batches
+    of other sizes; ours does neither.
     """
 
     Options: ClassVar[type] = FslSageOptions
     needs_labels: ClassVar[bool] = True
 
     def __init__(self, options: FslSageOptions, client: Client) -> None:
-        self.options, self.aligned = options, options.align_rounds > 0
+        self.options, self.aligned, self.has_head = options, options.align_rounds > 0, False
         client.add(
             "auxiliary", head_of(options, client.task), auxiliary_loss, travels=not self.aligned, trained=not self.aligned
         )
@@ -55,15 +56,16 @@ class FslSage:
 
     @staticmethod
     def phase(options: FslSageOptions, round: int, step: int, seen: int) -> tuple[bool, bool]:
-        """Return whether a step sends activations, and whether it asks for a head."""
-        asks = step == 0 and options.align_rounds > 0 and round % options.align_rounds == 0
+        """Return whether a step sends activations, and whether it asks for a head; `seen` are steps that had one."""
+        asks = options.align_rounds > 0 and (not seen or (step == 0 and round % options.align_rounds == 0))
         return asks or step % options.send_every == 0, asks
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
-        sends, asks = self.phase(self.options, client.round, client.step, 0)
+        sends, asks = self.phase(self.options, client.round, client.step, int(self.has_head))
         z = client.forward(batch)
         reply = (yield from client.uplink(z, batch, gradient=asks)) if sends else None
         if reply is not None:
+            self.has_head = True
             client.modules["auxiliary"].load_state_dict({role.partition("/")[2]: t for role, t in reply.tensors.items()})
         if self.aligned:
             client.update(z=z, cut_grad=client.gradient("auxiliary", z, batch))
@@ -72,7 +74,7 @@ class FslSage:
         return {}
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return {"has_head": self.has_head}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        pass
+        self.has_head = state["has_head"]

@@ -1,12 +1,12 @@
 """Loss-based asynchronous training: clients update only when the server's loss has moved (arXiv 2107.09786)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from ..client import Client, Record
+from ..program import Method
 from ..stored import A, B, C, Stored
 from ..task import Batch
 from ..wire import Exchange
@@ -21,7 +21,7 @@ class LossThresholdOptions:
     may_be_infinite = ("threshold",)
 
     threshold: Annotated[
-        float, "change of the mean training loss that starts a full exchange; inf: never again, -inf: always"
+        float, "change of the mean training loss that starts a full exchange; inf: never again, -inf: whenever the rule asks"
     ] = 0.1
     threshold_rule: Annotated[
         Literal["always_b_after_a", "compare_with_previous_a"],
@@ -34,7 +34,7 @@ class LossThresholdOptions:
     last_full: Annotated[Count, "full exchanges at the end"] = 0
 
 
-class LossThreshold:
+class LossThreshold(Method):
     """A: as conventional split learning. B: activations up, client frozen. C: client at rest, the server learns from what it stored.
 
     The paper's text was not available: states and rules are those of two independent re-implementations. In B the client
@@ -63,12 +63,6 @@ class LossThreshold:
         if reply is not None:
             client.update(z=z, cut_grad=reply.tensors)
         return {}
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        pass
 
 
 __all__ = ["A", "B", "C", "LossThreshold", "LossThresholdOptions"]

@@ -1,13 +1,13 @@
 """No cut at all: the whole network at each data owner, as the baselines have it; only weights travel, if anything does."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from ..client import Client, Record
 from ..cut import Smashed
+from ..program import Method
 from ..task import Batch, Task
 from ..wire import Exchange
 
@@ -17,7 +17,7 @@ class UncutOptions:
     """Nothing to choose."""
 
 
-class Uncut:
+class Uncut(Method):
     """Forward, loss, update, all at home: centralised with one client, FedAvg with averages (arXiv 1602.05629)."""
 
     Options: ClassVar[type] = UncutOptions
@@ -36,12 +36,6 @@ class Uncut:
         loss = client.loss("output", client.forward(batch), batch)
         client.update(loss)
         return {"loss": loss.detach()}
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        pass
 
 
 def output_loss(output: nn.Module, z: Smashed, batch: Batch, task: Task) -> Tensor:

@@ -1,8 +1,7 @@
 """Clients that never go backward: losses under random shifts of the weights (HOSL, arXiv 2601.10940; HERON-SFL, 2601.09076)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from ..auxiliary import HeadOptions, auxiliary_loss, head_of
 from ..client import Client, Record
 from ..probes import Probes
+from ..program import Method
 from ..shifts import Shift, zeros
 from ..task import Batch
 from ..wire import Exchange
@@ -30,10 +30,10 @@ class ZerothOrderOptions(HeadOptions):
         bool, "all directions from the same weights, where the server learns too; else one move each, as in HOSL's code"
     ] = False
     exact_restore: Annotated[bool, "weights are put back from a copy, not by shifting back, which may round"] = False
-    send_every: Annotated[Count, "activations are sent on every h-th step (probe local)"] = 1
+    send_every: Annotated[Count, "activations are sent on every h-th step of a round (probe local)"] = 1
 
 
-class ZerothOrder:
+class ZerothOrder(Method):
     """Two losses for each direction u, (L+ - L-) / 2 epsilon times u for a gradient; the client keeps no activations.
 
     Both see the same dropout masks and leave running statistics alone; one more pass, at the weights themselves, moves those.
@@ -42,10 +42,9 @@ class ZerothOrder:
 
     Options: ClassVar[type] = ZerothOrderOptions
     needs_labels: ClassVar[bool] = True
-    dialogue: ClassVar[bool] = True
 
     def __init__(self, options: ZerothOrderOptions, client: Client) -> None:
-        self.options, self.seen = options, 0
+        self.options = options
         if options.probe == "local":
             client.add("auxiliary", head_of(options, client.task), auxiliary_loss)
         self.has_statistics = any(getattr(m, "track_running_stats", False) for m in client.modules.modules())
@@ -58,13 +57,19 @@ class ZerothOrder:
     def waits(options: ZerothOrderOptions) -> bool:
         return options.probe == "server"
 
+    dialogue = waits  # a batch takes several messages
+
+    @staticmethod
+    def phase(options: ZerothOrderOptions, round: int, step: int, seen: int) -> bool:
+        """Return whether a step sends activations."""
+        return step % options.send_every == 0
+
     @staticmethod
     def server_part(options: ZerothOrderOptions) -> Probes | None:
         return Probes() if options.probe == "server" else None
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
-        o, t = self.options, self.seen
-        self.seen += 1
+        o = self.options
         local, terms, moves = o.probe == "local", list[Tensor](), zeros(client)
         for q in range(o.queries):
             shift = Shift(client, q, o.epsilon, o.exact_restore)
@@ -82,7 +87,7 @@ class ZerothOrder:
             if not o.center and q < o.queries - 1:
                 client.update_along(moves)
                 moves = zeros(client)
-        sends = (t % o.send_every == 0) if local else o.center
+        sends = (client.step % o.send_every == 0) if local else o.center
         if sends or self.has_statistics:
             z = client.forward(batch, graph=False)
             if local:
@@ -91,9 +96,3 @@ class ZerothOrder:
                 yield from client.uplink(z, batch, gradient=False)
         client.update_along(moves)
         return {"probed_loss": sum(terms, terms[0].new_zeros(())) / len(terms)}
-
-    def state(self) -> dict[str, Any]:
-        return {"seen": self.seen}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.seen = state["seen"]

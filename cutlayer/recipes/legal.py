@@ -11,6 +11,7 @@ from ..data.partition import PARTITIONS
 from ..models import MODELS, heads
 from ..named import find
 from ..schedules import SCHEDULES
+from ..schedules.parallel import period
 from ..task import Task
 from .recipe import Recipe, method_class
 
@@ -47,14 +48,15 @@ def refusal(recipe: Recipe) -> str | None:
         return f"tail = {recipe.tail!r} with cut = none: nothing is cut; drop the tail"
     if recipe.cut == "none" and set(recipe.codec) - {"weights"}:
         return f"codec {', '.join(recipe.codec)}: with cut = none nothing crosses the cut; only weights can be coded"
-    for role, name in recipe.codec.items():
+    for role in recipe.codec:
         if role not in ROLES:
             return f"codec: {role!r} is no role that can be coded; those are {', '.join(ROLES)}"
-        codecs.build({role: name})
-    if codecs.reducer(recipe.codec) is not None and (getattr(method, "dialogue", False) or hasattr(method, "settle")):
+    codecs.build(recipe.codec)
+    dialogue = getattr(method, "dialogue", lambda options: False)(options)
+    if codecs.reducer(recipe.codec) is not None and (dialogue or hasattr(method, "settle")):
         return f"codec smashed = {recipe.codec['smashed']!r}: method {recipe.method!r} has one row for each sample; drop batch_merge"
-    if recipe.compress_eval and "smashed" not in recipe.codec:
-        return "compress_eval: nothing codes the smashed data; set codec smashed=..., or drop it"
+    if recipe.compress_eval and "smashed" not in codecs.build(recipe.codec):
+        return "compress_eval: nothing codes the smashed data in evaluation; set codec smashed=..., or drop it"
     if "cut_grad" in recipe.codec and not returns:
         return (
             f"codec cut_grad = {recipe.codec['cut_grad']!r}: with method {recipe.method!r} no gradient returns; drop this codec"
@@ -66,16 +68,10 @@ def refusal(recipe: Recipe) -> str | None:
     schedule = recipe.schedule_options()
     if getattr(schedule, "server_order", "") == "concatenated" and (schedule.server_copies or recipe.tail is not None):
         return "server_order = 'concatenated' is one server step on all clients' batches; drop server_copies and the tail"
-    if getattr(schedule, "server_order", "") == "concatenated" and getattr(method, "dialogue", False):
+    if getattr(schedule, "server_order", "") == "concatenated" and dialogue:
         return f"server_order = 'concatenated': method {recipe.method!r} asks several times for one batch; take another order"
-    if (
-        getattr(schedule, "merge", "") == "fedbuff"
-        and schedule.restart == "at_merge"
-        and schedule.buffer_size > recipe.num_clients
-    ):
-        return (
-            f"buffer_size = {schedule.buffer_size} is never full with {recipe.num_clients} clients that wait for it; lower it"
-        )
+    if (why := _timing(recipe, schedule, returns)) is not None:
+        return why
     if getattr(method, "decides_for_all", False) and hasattr(schedule, "merge"):
         return f"method {recipe.method!r} decides for all clients at the end of a round, and schedule asynchronous has none in common"
     if recipe.overlap and (why := _serial(recipe, returns or getattr(method, "waits", lambda options: False)(options))):
@@ -98,6 +94,41 @@ def refusal(recipe: Recipe) -> str | None:
     for name in ("lambda_every", "send_every", "auxiliary_depth", "auxiliary_width"):
         if recipe.options.get(name, 1) < 1:
             return f"{name} = {recipe.options[name]}: must be 1 or more"
+    return None
+
+
+def _timing(recipe: Recipe, o: Any, returns: bool) -> str | None:
+    """Return why the options of a schedule do not go together, with each other or with what returns, or None."""
+    order = getattr(o, "server_order", "client_major")
+    number, unit = period(getattr(o, "sync_every", "never"))
+    if order != "client_major" and o.server_copies:
+        return f"server_order = {order!r}: with server_copies every client has a top of its own; drop one of the two"
+    if unit == "epoch" and number > recipe.local_epochs:
+        return (
+            f"sync_every = {o.sync_every!r} is longer than a round, of local_epochs = {recipe.local_epochs}; "
+            f"write {number // recipe.local_epochs} rounds, or raise local_epochs"
+        )
+    if unit == "epoch" and recipe.checkpoint_every and order in ("batch_major", "concatenated"):
+        return (
+            f"checkpoint_every = {recipe.checkpoint_every}: with server_order = {order!r} and sync_every = {o.sync_every!r} clients "
+            f"that wait for a mark and for each other's batches would wait for ever; marks are written at every average, take 0"
+        )
+    if getattr(o, "participation", 1.0) < 1 and unit == "round" and number > 1:
+        return (
+            f"sync_every = {o.sync_every!r} with participation = {o.participation}: who is drawn in one of these rounds alone would "
+            f"not be averaged; take 1 round, or participation = 1"
+        )
+    if getattr(o, "merge", "") == "fedbuff":
+        waits, turns = o.restart == "at_merge", recipe.rounds * recipe.num_clients
+        if o.buffer_size > (recipe.num_clients if waits else turns):
+            who = f"{recipe.num_clients} clients that wait for it" if waits else f"{turns} turns in all"
+            return f"buffer_size = {o.buffer_size} is never full with {who}; lower it"
+    if getattr(o, "fairness", 0) and not returns:
+        return f"fairness = {o.fairness}: clients are held back by their gradients, and with method {recipe.method!r} none returns; take 0"
+    if recipe.options.get("align_rounds") and getattr(o, "hand_over", "") == "shared":
+        return "hand_over = 'shared' is one head for all, and aligned heads are personal; take reset, or align_rounds = 0"
+    if recipe.options.get("probe") == "server" and recipe.options.get("send_every", 1) > 1:
+        return f"send_every = {recipe.options['send_every']}: probing the server sends every batch; take 1, or probe = 'local'"
     return None
 
 

@@ -26,6 +26,9 @@ def _pairs(value: Any) -> Any:
     pairs = [pair.partition("=") for pair in value.split(",") if pair]
     if any(not mark or not codec for _, mark, codec in pairs):
         raise ValueError("write role=name,role=name")
+    roles = [role.strip() for role, _, _ in pairs]
+    if len(set(roles)) < len(roles):
+        raise ValueError("a role has two; write role=first+second for a chain")
     return {role.strip(): codec.strip() for role, _, codec in pairs}
 
 
@@ -89,7 +92,7 @@ class Recipe:
     warmup_rounds: Annotated[Annotated[int, Field(ge=0)], "rounds of linear warm-up"] = 0
     clip: Annotated[Annotated[float, Field(gt=0)] | None, "largest norm of each side's own gradients"] = None
     fedprox: Annotated[
-        Annotated[float, Field(ge=0)], "pull of both sides to the weights they last received (FedProx); 0: none"
+        Annotated[float, Field(ge=0)], "pull of clients and server copies to the weights they last received (FedProx); 0: none"
     ] = 0.0
     codec: Annotated[Pairs, "by role, e.g. smashed=float8,cut_grad=float8 (cutlayer list codecs)"] = dataclasses.field(
         default_factory=dict

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..averaging import State, add_changes, mix
+from ..kept import message_of, message_tree
 from ..wire import Message
 from .base import Plan
 
@@ -56,7 +57,8 @@ class Asynchronous:
     """FedAsync (Xie et al., arXiv 1903.03934) or FedBuff (Nguyen et al., arXiv 2106.06639) of client models over one top, or copies.
 
     Activations are computed in the order of their arrival. A client's turn is a pass over its data; a round is over after as many
-    turns as there are clients, whoever took them. Statistics of BatchNorm are merged as values, counters by the largest.
+    turns as there are clients, whoever took them, and the last one when nobody is in the middle of a turn; what the buffer holds then
+    is merged. Statistics of BatchNorm are merged as values, counters by the largest.
     """
 
     Options: ClassVar[type] = AsynchronousOptions
@@ -100,9 +102,9 @@ class Asynchronous:
         return steps
 
     def _next(self, server: "Server") -> Message | None:
-        slowest = min((self.steps[k] for k in server.running), default=0)
+        slowest = min((self.steps[k] for k in server.running - server.marking.keys()), default=0)
         ahead = self.options.fairness or float("inf")
-        return next((m for m in self.held if self.steps[m.client] - slowest < ahead), None)
+        return next((m for m in self.held if self.steps[m.client] - slowest < ahead or m.client not in server.running), None)
 
     def sync(self, server: "Server", message: Message) -> list[Message]:
         k, replies = message.client, []
@@ -113,6 +115,8 @@ class Asynchronous:
                 self._arrive(server, k)
                 self.turns, self.taken[k] = self.turns + 1, self.taken[k] + 1
                 self._end_round(server)
+            if not server.running:
+                server.on_mark(server)
         return replies + self._gos(server)
 
     def left(self, server: "Server", client: int) -> list[Message]:
@@ -126,15 +130,27 @@ class Asynchronous:
         return replies + self._gos(server)
 
     def _end_round(self, server: "Server") -> None:
-        if self.round < self.plan.rounds and self.turns >= self.plan.num_clients - len(self.absent):
+        last = self.round == self.plan.rounds - 1
+        if self.round < self.plan.rounds and self.turns >= self._there() and not (last and self.bases):
+            if last:
+                self._merge_buffer(server, whole=False)
             server.extra |= {f"staleness_{t}": float(n) for t, n in sorted(self.histogram.items())}
+            server.end_training()
             server.end_round()
             self.round, self.turns = self.round + 1, 0
 
     def _gos(self, server: "Server") -> list[Message]:
         over = self.round == self.plan.rounds
         buffered = {j for j, *_ in self.buffer} if self.options.restart == "at_merge" and not over else set()
-        return [self._go(server, j, over) for j in sorted(server.waiting) if j not in buffered]
+        ready = [j for j in server.waiting if j not in buffered]
+        midway = [j for j in ready if j in self.bases]
+        new = sorted((j for j in ready if j not in self.bases), key=lambda j: (self.taken[j], j))
+        # no turn begins whose end nobody would wait for
+        left = (self.plan.rounds - self.round) * self._there() - self.turns - len(self.bases)
+        return [self._go(server, j, over) for j in sorted(midway + (new if over else new[: max(0, left)]))]
+
+    def _there(self) -> int:
+        return self.plan.num_clients - len(self.absent)
 
     def _go(self, server: "Server", k: int, over: bool) -> Message:
         begins = k not in self.bases  # else it only said hello again in the middle of a turn
@@ -142,10 +158,13 @@ class Asynchronous:
             self.bases[k] = server.version, self.round, self._global(server)
             if self.server_copies:
                 server.copies[k].load_state_dict(server.top.state_dict())
-        # whoever has trained has moved away from the merged weights, so they are sent whatever their version
-        weights = begins and self.taken[k] > 0
-        pace = self.bases[k][1] if k in self.bases else self.round
-        return server.go(k, round=self.taken[k], pace=pace, give_back=1, stop=over, weights=weights)
+                server.anchors.pop(k, None)
+                if self.options.hand_over == "reset":
+                    server.optimizers[k].state.clear()
+        # whoever has trained, or was not there when others did, has other weights than the merged ones
+        weights = begins and (self.taken[k] > 0 or server.version > 0)
+        version, pace, _ = self.bases.get(k, (server.version, self.round, {}))
+        return server.go(k, round=self.taken[k], pace=pace, give_back=1, stop=over, weights=weights, version=version)
 
     def _global(self, server: "Server") -> dict[str, Tensor]:
         top = {f"/{name}": t.clone() for name, t in server.top.state_dict().items()} if self.server_copies else {}
@@ -166,10 +185,11 @@ class Asynchronous:
         self.buffer.append((k, self.weight(stale), base, mine))
         self._merge_buffer(server)
 
-    def _merge_buffer(self, server: "Server") -> None:
-        """Merge the buffer if it is full, or if all who are there wait for that."""
-        o, there = self.options, self.plan.num_clients - len(self.absent)
-        if self.buffer and len(self.buffer) >= (min(o.buffer_size, there) if o.restart == "at_merge" else o.buffer_size):
+    def _merge_buffer(self, server: "Server", whole: bool = True) -> None:
+        """Merge the buffer if it is full, or if all who are there wait for that, or whatever it holds if need not be `whole`."""
+        o = self.options
+        enough = min(o.buffer_size, self._there()) if o.restart == "at_merge" else o.buffer_size
+        if len(self.buffer) >= (enough if whole else 1):
             changes = [(weight, old, new) for _, weight, old, new in self.buffer]
             total = sum(weight for weight, _, _ in changes) if o.buffer_norm == "weights" else float(len(changes))
             self.buffer = []
@@ -183,11 +203,18 @@ class Asynchronous:
 
     def state(self) -> dict[str, Any]:
         tables = {name: list(getattr(self, name).items()) for name in ("taken", "steps", "last", "since", "bases", "histogram")}
-        return {"round": self.round, "turns": self.turns, "absent": sorted(self.absent), "buffer": self.buffer, **tables}
+        return {
+            "round": self.round,
+            "turns": self.turns,
+            "absent": sorted(self.absent),
+            "buffer": self.buffer,
+            **tables,
+            "held": [message_tree(m) for m in self.held],
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.round, self.turns, self.absent = state["round"], state["turns"], set(state["absent"])
-        self.held.clear()
+        self.held = deque(message_of(tree) for tree in state["held"])
         self.buffer = [(k, w, old, new) for k, w, old, new in state["buffer"]]
         for name in ("taken", "steps", "last", "since", "histogram"):
             setattr(self, name, dict(state[name]))

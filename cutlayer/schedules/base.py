@@ -25,6 +25,8 @@ class Plan(NamedTuple):
 class Schedule(Protocol):
     """`due`: the training messages to compute now, in order, an inner list being one step; `sync`: the replies now due.
 
+    `due` is asked when a message has come, and, with None, when somebody waits who did not before.
+
     `Options` is a frozen dataclass whose fields are recipe fields; `server_copies` says whether every client has a top of its own;
     `rate` is the factor of the learning rate of a server step. `absent` are clients that have left; `left` is asked when nothing is
     under way, and returns the replies due because of that. Who comes back says hello, and takes part again from the next round on.
@@ -36,7 +38,7 @@ class Schedule(Protocol):
     server_copies: bool
     absent: set[int]
 
-    def due(self, server: "Server", message: Message) -> list[list[Message]]: ...
+    def due(self, server: "Server", message: Message | None) -> list[list[Message]]: ...
     def sync(self, server: "Server", message: Message) -> list[Message]: ...
     def left(self, server: "Server", client: int) -> list[Message]: ...
     def rate(self, client: int) -> float: ...

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import AfterValidator, Field
 
+from ..errors import BadInput
+from ..kept import message_of, message_tree
 from ..streams import stream
 from ..wire import Message
 from .base import Plan
@@ -86,6 +88,7 @@ class Parallel:
         self.finished: set[int] = set()  # of this round
         self.done: dict[int, float] = {}  # clients of this segment that have synced, with their weights
         self.held: dict[int, deque[Message]] = {k: deque() for k in range(plan.num_clients)}
+        self.longest = 0  # batches of a client's round
         self.index = 0  # of the batch that batch_major draws an order for
         self.order = self._draw()
 
@@ -120,6 +123,7 @@ class Parallel:
             k = message.client
             weight = {"samples": message.numbers["weight"], "batches": message.numbers["batches"], "uniform": 1.0}
             self.done[k] = weight[self.options.weighting]
+            self.longest = max(self.longest, int(message.numbers["batches"]))
             replies = server.compute(self.due(server, None))
             if not message.numbers["left"]:
                 self.finished.add(k)
@@ -167,9 +171,12 @@ class Parallel:
         return evaluated + (1 if self._averages() and not self.options.private_clients else 0)
 
     def _end_segment(self, server: "Server") -> None:
-        over = all(k in self.finished for k in self.order)
+        over, frozen = all(k in self.finished for k in self.order), server.frozen
+        if over:
+            self._check_period()
+            server.end_training()
         if self._averages() and self.done:
-            if not self.options.private_clients and not server.frozen:
+            if not self.options.private_clients and not frozen:
                 server.average_clients(self.done, self.options.batch_norm)
             if self.server_copies:
                 server.average_tops(self.done, self.options.batch_norm, reset=self.options.hand_over == "reset")
@@ -182,6 +189,13 @@ class Parallel:
             self.order = self._draw()
         server.on_mark(server)
 
+    def _check_period(self) -> None:
+        if self.unit == "batch" and self.every > self.longest > 0:
+            raise BadInput(
+                f"sync_every = {self.options.sync_every!r}: nobody's round has more than {self.longest} batches; "
+                f"write {self.longest} batches or less, or rounds"
+            )
+
     def rate(self, client: int) -> float:
         return 1.0
 
@@ -192,6 +206,7 @@ class Parallel:
             "finished": sorted(self.finished),
             "absent": sorted(self.absent),
             "order": self.order,
+            "held": [message_tree(message) for held in self.held.values() for message in held],
             "done": [list(p) for p in self.done.items()],
         }
 
@@ -199,5 +214,7 @@ class Parallel:
         self.round, self.index, self.finished = state["round"], state["index"], set(state["finished"])
         self.done = {int(k): float(weight) for k, weight in state["done"]}
         self.absent, self.order = set(state["absent"]), list(state["order"])
-        for held in self.held.values():
-            held.clear()
+        self.held = {k: deque() for k in range(self.plan.num_clients)}
+        for tree in state["held"]:
+            message = message_of(tree)
+            self.held[message.client].append(message)

@@ -37,8 +37,8 @@ class Relay:
         self.round, self.active = 0, 0
         self.absent: set[int] = set()
 
-    def due(self, server: "Server", message: Message) -> list[list[Message]]:
-        return [[message]]
+    def due(self, server: "Server", message: Message | None) -> list[list[Message]]:
+        return [] if message is None else [[message]]
 
     def sync(self, server: "Server", message: Message) -> list[Message]:
         k = message.client
@@ -62,6 +62,7 @@ class Relay:
         while self.round < self.plan.rounds:
             self.active = (self.active + 1) % self.plan.num_clients
             if self.active == 0:
+                server.end_training()
                 server.end_round()
                 self.round += 1
                 self.absent -= server.waiting.keys()

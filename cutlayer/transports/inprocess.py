@@ -41,7 +41,8 @@ def run(
         while running or waits:
             if not running:  # nobody can go on, so whatever the server had put off is now due
                 deliver(behind.drain())
-            for k in [k for k in waits if (found := find(inbox[k], waits[k])) is not None]:
+            # in the order of their numbers, as after a mark
+            for k in sorted(k for k in waits if find(inbox[k], waits[k]) is not None):
                 found = find(inbox[k], waits.pop(k))
                 assert found is not None
                 inbox[k].remove(found)

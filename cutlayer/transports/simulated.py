@@ -18,6 +18,7 @@ class Simulation:
         self, programs: Mapping[int, Exchange[None]], server: Server, codecs: Ends, meter: Meter, clock: Clock, tap: Tap | None
     ) -> None:
         self.programs, self.server, self.meter, self.clock = programs, server, meter, clock
+        meter.clock = clock.seconds
         self.link = Link(codecs, meter, tap)
         self.events: list[tuple[float, int, int, bool, Message | None]] = []  # ..., is at the server, what
         self.inbox: dict[int, deque[Message]] = {k: deque() for k in programs}
@@ -83,7 +84,7 @@ class Simulation:
     def _serve(self, time: float, message: Message) -> None:
         clock, marks = self.clock, message.is_mark
         begin = max(time, clock.now, 0.0 if marks else clock.server_free)
-        clock.now = self.meter.simulated = begin
+        clock.now = begin
         if marks:  # a mark is a barrier: everybody at it goes on together
             clock.midway |= {*self.server.marking, message.client}
             clock.at.update(dict.fromkeys(clock.midway, begin))
