@@ -126,6 +126,7 @@ EXCLUDED = [
     "asks several times for one batch",
     "needs labels at the server",
     "and schedule asynchronous has none",
+    "aligned heads are personal",
 ]  # what a cell may be refused for
 
 REFUSED = [

@@ -38,7 +38,7 @@ def test_golden_bytes_are_what_the_schemes_say():
         sum(t.nbytes for t in part.state_dict().values())
         for part in (small_model(), cl.cut(small_model(), "stem").bottom, cl.cut(small_model(), "stem", "hidden").tail)
     )
-    for scheme in ("vanilla", "splitfed_v1", "splitfed_v2", "splitfed_v3", "psl"):
+    for scheme in ("vanilla", "splitfed_v1", "splitfed_v2", "splitfed_v3", "psl", "async_splitfed"):
         assert golden[scheme]["up"]["smashed"] == golden[scheme]["down"]["cut_grad"] == samples * z
         assert golden[scheme]["up"]["labels"] == samples * 8
     assert golden["u_shaped"]["down"]["features"] == golden["u_shaped"]["up"]["feature_grad"] == samples * 8 * 4
