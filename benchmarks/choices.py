@@ -1,8 +1,9 @@
 """Choices of the head at the cut, made on 5,000 held-out training images: one factor at a time, and what lambda buys.
 
 ResNet-20, shallow cut, the first 10,000 images of CIFAR-10, 12 rounds of the strong schedule, bfloat16, evaluated on the last 5,000
-training images; the test set is left alone. Heads by kind, depth and width, each with and without a 1x1 reconstruction; the server's
-gradient with weight lambda on every k-th step. About 3 minutes a run on 2 cores: results/choices.jsonl.
+training images; the test set is left alone. Heads by kind, depth and width, each with and without a 1x1 reconstruction; heads whose client
+goes backward through a share of each batch; the server's gradient with weight lambda on every k-th step. About 3 minutes a run on 2 cores:
+results/choices.jsonl.
 """
 
 from typing import Any
@@ -22,6 +23,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "": {"reconstruction": "none", "aux_weight": 1.0},
     " + reconstruction": {"reconstruction": "conv1x1", "aux_weight": 0.5, "reconstruction_weight": 5.0},
 }
+SHARES = (0.5, 0.25)
 LAMBDAS = ((0.1, 1), (0.5, 1), (1.0, 1), (1.0, 4), (1.0, 10))
 TINY = {
     "data": "digits", "num_train": 64, "num_held_out": 32, "rounds": 1, "warmup_rounds": 0, "lr_schedule": "constant", "batch_size": 16,
@@ -36,6 +38,10 @@ def cells() -> list[Cell]:
     for head, own in HEADS.items():
         for decoder, more in DECODERS.items():
             found.append(Cell({"what": head + decoder}, "small-cifar10", {**base, **own, **more}, head + decoder == "lite"))
+    for share in SHARES:  # what goes backward at the client
+        for head in ("lite", "block"):
+            own = {**HEADS[head], **DECODERS[" + reconstruction"], "backward_share": share}
+            found.append(Cell({"what": f"{head} + reconstruction, {share} backward"}, "small-cifar10", {**base, **own}))
     for weight, every in LAMBDAS:
         own = {**HEADS["mlp, depth 3"], **DECODERS[""], "lambda_weight": weight, "lambda_every": every}
         found.append(Cell({"what": f"mlp, depth 3, lambda {weight} every {every}"}, "small-cifar10", {**base, **own}))

@@ -16,6 +16,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "lite + reconstruction": {"auxiliary": "lite", **RECONSTRUCTED},
     "block": {"auxiliary": "block", **PLAIN},
     "block + reconstruction": {"auxiliary": "block", **RECONSTRUCTED},
+    "lite + reconstruction, half backward": {"auxiliary": "lite", **RECONSTRUCTED, "backward_share": 0.5},
+    "block + reconstruction, half backward": {"auxiliary": "block", **RECONSTRUCTED, "backward_share": 0.5},
+    "block + reconstruction, quarter backward": {"auxiliary": "block", **RECONSTRUCTED, "backward_share": 0.25},
     "block + reconstruction, float8": {"auxiliary": "block", **RECONSTRUCTED, "codec": {"smashed": "float8"}},
 }
 FEW = ("conventional", "lite + reconstruction")

@@ -1,5 +1,6 @@
 """What a client trains at the cut beside its bottom: an auxiliary head, and a decoder that keeps input information."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cut import Smashed
+from .errors import BadInput
 from .models.heads import build_decoder, build_head
 from .task import Batch, Task
 
@@ -44,6 +46,23 @@ def add_auxiliary(options: AuxiliaryOptions, client: "Client") -> None:
 def head_of(options: HeadOptions, task: Task) -> nn.Module:
     """Return the auxiliary head that options name."""
     return build_head(options.auxiliary, task, depth=options.auxiliary_depth, width=options.auxiliary_width)
+
+
+def forward_share(client: "Client", batch: Batch, share: float) -> tuple[Smashed, Smashed, Batch]:
+    """Return the smashed data (n, *cut) that have a graph, those of the whole batch (N, *cut) in its order, and the former's samples.
+
+    n is N times the share, rounded up; the others are computed without a graph. Raises BadInput where rows are not samples.
+    """
+    n = math.ceil(share * len(batch.y))
+    if n == len(batch.y):
+        z = client.forward(batch)
+        return z, z, batch
+    if client.task.ragged:
+        raise BadInput(f"backward_share = {share}: a graph's rows are nodes, not samples; take 1")
+    own, others = batch.split(n)
+    more = client.forward(others, graph=False)
+    z = client.forward(own)
+    return z, z.detach().followed_by(more), own
 
 
 def auxiliary_loss(head: nn.Module, z: Smashed, batch: Batch, task: Task) -> Tensor:

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .errors import BadInput, unknown
@@ -44,6 +45,11 @@ class Smashed(NamedTuple):
         """Return what a head at the cut gives; one whose `takes_others` is true is given the other tensors by name as well."""
         output: Tensor = head(self.main, **self.others) if getattr(head, "takes_others", False) else head(self.main)
         return output
+
+    def followed_by(self, other: "Smashed") -> "Smashed":
+        """Return the rows of both, those of the other one behind."""
+        names = {name: torch.cat([value, other.others[name]]) for name, value in self.others.items()}
+        return Smashed(torch.cat([self.main, other.main]), names)
 
     def detach(self) -> "Smashed":
         return Smashed(self.main.detach(), {name: value.detach() for name, value in self.others.items()})

@@ -19,6 +19,20 @@ class Batch(NamedTuple):
     inputs: Mapping[str, Tensor] = {}
     ids: Tensor | None = None
 
+    def split(self, n: int) -> "tuple[Batch, Batch]":
+        """Return the first n samples and the others."""
+        ways = (slice(None, n), slice(n, None))
+        first, others = (
+            Batch(
+                self.x[way],
+                self.y[way],
+                {k: v[way] for k, v in self.inputs.items()},
+                None if self.ids is None else self.ids[way],
+            )
+            for way in ways
+        )
+        return first, others
+
 
 def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
     """Return the batch mean of the cross-entropy of logits (N, C, ...) against classes (N, ...)."""

@@ -25,5 +25,10 @@ def training_bytes(row: Row, way: str) -> int:
 
 
 def client_macs(row: Row) -> int:
-    """Return the multiply-adds of a sample at the client: its bottom and what it trains beside it."""
-    return sum(int(row["macs_per_sample"].get(part, 0)) for part in ("bottom", "auxiliary", "decoder"))
+    """Return a third of a sample's multiply-adds at the client, forward and backward: what a forward pass costs if all goes backward.
+
+    A backward pass is two forward passes; of samples that do not go backward only the bottom's forward pass is computed.
+    """
+    share = row["recipe"].get("backward_share", 1.0)
+    cost = {part: row["macs_per_sample"].get(part, 0) for part in ("bottom", "auxiliary", "decoder")}
+    return round((1 + 2 * share) / 3 * cost["bottom"] + share * (cost["auxiliary"] + cost["decoder"]))

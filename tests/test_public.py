@@ -20,7 +20,8 @@ RECIPE_FIELDS = {
 }  # fmt: skip
 AUXILIARY_FIELDS = {
     "auxiliary", "auxiliary_depth", "auxiliary_width", "aux_weight", "reconstruction", "reconstruction_weight",
-    "lambda_weight", "lambda_every", "lambda_compensate", "send_every", "server_cuts", "repeat_steps", "freeze_first",
+    "lambda_weight", "lambda_every", "lambda_compensate", "send_every", "backward_share", "server_cuts", "repeat_steps",
+    "freeze_first",
 }  # fmt: skip
 RELAY_FIELDS = {"hand_over"}
 PARALLEL_FIELDS = {

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..auxiliary import AuxiliaryOptions, add_auxiliary
+from ..auxiliary import AuxiliaryOptions, add_auxiliary, forward_share
 from ..client import Client, Record
 from ..cut import Smashed
 from ..greedy import Greedy, freeze_first, names
@@ -23,6 +23,9 @@ class AuxiliaryLossOptions(AuxiliaryOptions):
     lambda_every: Annotated[int, "the server's gradient is asked for on every k-th step"] = 1
     lambda_compensate: Annotated[bool, "multiply that gradient by lambda_every, so that its time average stays"] = False
     send_every: Annotated[int, "activations are sent on every h-th step of a round"] = 1
+    backward_share: Annotated[
+        float, "share of every batch that the client's backward pass takes; the rest is computed without a graph and only sent"
+    ] = 1.0
     server_cuts: Annotated[
         str, "blocks after which the server's part is cut again; each piece but the last trains on a head of its own"
     ] = ""
@@ -37,6 +40,9 @@ class AuxiliaryLoss:
 
     Where the paper's text says that lambda scales the auxiliary loss, its formula scales the server's: the formula is taken.
     The head trains on the weighted sum like the bottom does. Its period is a parameter of its own.
+
+    With `backward_share` f, which is ours, a client computes (1 + 2f)/3 of what a conventional one does, and f of its head's part; it
+    keeps f of the activations. Batch norm sees two smaller batches.
     """
 
     Options: ClassVar[type] = AuxiliaryLossOptions
@@ -74,12 +80,12 @@ class AuxiliaryLoss:
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
         o, t = self.options, self.seen
         self.seen += 1
-        z = client.forward(batch)
+        z, sent, own = forward_share(client, batch, o.backward_share)
         sends, asks = self.phase(o, client.round, client.step, t)
         reply = None
         if sends:
-            reply = yield from client.uplink(z, batch, gradient=asks)
-        loss, record = self.local(client, z, batch)
+            reply = yield from client.uplink(sent, batch, gradient=asks)
+        loss, record = self.local(client, z, own)
         if reply is None:
             client.update(loss, times=self.times)
         else:

@@ -91,6 +91,11 @@ def refusal(recipe: Recipe) -> str | None:
     head = recipe.options.get("auxiliary")
     if isinstance(head, str):
         find("auxiliary", head, heads.HEADS)
+    share = recipe.options.get("backward_share", 1.0)
+    if not 0 < share <= 1:
+        return f"backward_share = {share}: must be above 0 and at most 1"
+    if share < 1 and returns:
+        return f"backward_share = {share}: the server's gradient is of whole batches; take 1, or lambda_weight = 0"
     for name in ("lambda_every", "send_every", "auxiliary_depth", "auxiliary_width"):
         if recipe.options.get(name, 1) < 1:
             return f"{name} = {recipe.options[name]}: must be 1 or more"
