@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,11 +161,11 @@ def _answer(made: Recipe, folder: Path, listen: str, names: list[str], tls: "Tls
 
     names = names or [f"client{k}" for k in range(made.num_clients)]
     answering = Answering(made, folder / "weights", listen=listen, names=names, tls=tls)
-    say(f"listening on {listen}{'' if tls else ', in plain text'}; answering {', '.join(names)} until interrupted")
-    try:
-        answering.run()
-    except KeyboardInterrupt:
-        say(f"{answering.answered} samples were answered")
+    stop = threading.Event()
+    with stopping_at(stop.set):
+        say(f"listening on {listen}{'' if tls else ', in plain text'}; answering {', '.join(names)} until interrupted")
+        answering.run(stop.is_set)
+    say(f"{answering.answered} samples were answered")
     return 0
 
 

@@ -385,8 +385,10 @@ def test_three_processes_do_what_the_page_says(tmp_path):
         done = subprocess.run([*start, "predict", "demo", *flags], check=False, timeout=120, **how)
     finally:
         answering.send_signal(signal.SIGINT)
-        answering.communicate(timeout=30)
+        words = answering.communicate(timeout=30)[0]
     assert done.returncode == 0, done.stdout
+    assert "360 samples were answered" in words
+    assert answering.returncode == 0
     summary = json.loads(weights[0][0].parent.with_name("summary.json").read_text())
     assert f"accuracy {summary['accuracy_final']:.4f}" in done.stdout
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 360

@@ -62,7 +62,7 @@ def test_T14_3_the_smallest_share_is_large_enough_or_it_is_said():
     assert min(len(share) for share in partition.shares) >= 100
     assert partition.tries > 1  # it was redrawn, and from scratch: the cover is still disjoint
     assert sum(len(share) for share in partition.shares) == len(LABELS)
-    with pytest.raises(BadInput, match="raise alpha or use fewer clients"):
+    with pytest.raises(BadInput, match="raise alpha, use fewer clients or more samples"):
         p.dirichlet(LABELS[:50], 10, alpha=0.01, min_size=5)
 
 
@@ -132,7 +132,7 @@ def test_an_alpha_that_is_no_concentration_is_refused(make, alpha):
 
 def test_an_impossible_smallest_share_is_refused_without_a_draw(monkeypatch):
     monkeypatch.setattr(p, "_dirichlet", lambda *_: pytest.fail("drawn"))
-    with pytest.raises(BadInput, match="lower min_size or use fewer clients"):
+    with pytest.raises(BadInput, match="use fewer clients or more samples"):
         p.dirichlet(LABELS, 5, min_size=801)
 
 
