@@ -85,7 +85,7 @@ def test_methods_know_no_transport_schedule_or_codec_and_transports_no_message_k
 def test_a_method_stays_below_100_lines_and_a_file_below_300():
     for path in FILES:
         lines = len(path.read_text().splitlines())
-        assert lines <= (100 if path.parent.name == "methods" else 300), f"{path.name} has {lines} lines"
+        assert lines <= (99 if path.parent.name == "methods" else 300), f"{path.name} has {lines} lines"
 
 
 def test_nothing_is_unpickled_or_evaluated():

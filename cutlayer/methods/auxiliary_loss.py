@@ -30,9 +30,7 @@ class AuxiliaryLossOptions(AuxiliaryOptions):
         str, "blocks after which the server's part is cut again; each piece but the last trains on a head of its own"
     ] = ""
     repeat_steps: Annotated[bool, "the authors' code: of n parts, part i (from 0) steps n - i times on one batch"] = False
-    freeze_first: Annotated[bool, "the authors' code: a head's first linear layer stays as drawn unless it has 64 inputs"] = (
-        False
-    )
+    freeze_first: Annotated[bool, "the authors' code: a head's first linear layer stays as drawn, unless of 64 inputs"] = False
 
 
 class AuxiliaryLoss:
@@ -49,8 +47,7 @@ class AuxiliaryLoss:
     needs_labels: ClassVar[bool] = False
 
     def __init__(self, options: AuxiliaryLossOptions, client: Client) -> None:
-        self.options = options
-        self.seen = 0
+        self.options, self.seen = options, 0
         self.times = 2 + len(names(options.server_cuts)) if options.repeat_steps else 1
         add_auxiliary(options, client)
         if options.freeze_first:
