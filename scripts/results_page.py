@@ -242,9 +242,9 @@ that takes their batches in random order 53 % (dsl_fed), at an eighth of vanilla
 VGG11, one client, the first training images of CIFAR-10, 2,000 test images (arXiv 2107.09786 has 1.64 to 106.7 times fewer bytes, on all
 50,000). A: full exchange, B: activations alone, C: nothing crosses.
 
-At this size every byte that a threshold saves beyond the 8 bits costs accuracy: a loss that falls in nearly every round calls for a full
-exchange again and again, and a client that rests meanwhile learns less. Only the largest of three thresholds is separated from half a point,
-by far; of the other two nothing can be said with three seeds.
+At this size what a threshold saves beyond the 8 bits costs accuracy: a loss that falls in nearly every round calls for a full exchange
+again and again, and a client that rests meanwhile learns less. Only the largest of three thresholds is separated from half a point, by
+far; of the other two nothing can be said with three seeds.
 
 {loss_threshold()}
 ## What a client saves that waits for nobody
