@@ -51,10 +51,11 @@ def head_of(options: HeadOptions, task: Task) -> nn.Module:
 def forward_share(client: "Client", batch: Batch, share: float) -> tuple[Smashed, Smashed, Batch]:
     """Return the smashed data (n, *cut) that have a graph, those of the whole batch (N, *cut) in its order, and the former's samples.
 
-    n is N times the share, rounded up; the others are computed without a graph. Raises BadInput where rows are not samples.
+    n is N times the share, rounded up; the others are computed without a graph. No sample is left alone on either side, for the sake of
+    BatchNorm. Raises BadInput where rows are not samples.
     """
-    n = math.ceil(share * len(batch.y))
-    if n == len(batch.y):
+    n = max(2, math.ceil(share * len(batch.y) - 1e-9))
+    if n >= len(batch.y) - 1:
         z = client.forward(batch)
         return z, z, batch
     if client.task.ragged:
@@ -62,7 +63,7 @@ def forward_share(client: "Client", batch: Batch, share: float) -> tuple[Smashed
     own, others = batch.split(n)
     more = client.forward(others, graph=False)
     z = client.forward(own)
-    return z, z.detach().followed_by(more), own
+    return z, z.followed_by(more), own
 
 
 def auxiliary_loss(head: nn.Module, z: Smashed, batch: Batch, task: Task) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +50,8 @@ class Smashed(NamedTuple):
     def followed_by(self, other: "Smashed") -> "Smashed":
         """Return the rows of both, those of the other one behind."""
         names = {name: torch.cat([value, other.others[name]]) for name, value in self.others.items()}
-        return Smashed(torch.cat([self.main, other.main]), names)
+        local = {name: partial(_both, say, other.local[name]) for name, say in self.local.items()}
+        return Smashed(torch.cat([self.main, other.main]), names, local)
 
     def detach(self) -> "Smashed":
         return Smashed(self.main.detach(), {name: value.detach() for name, value in self.others.items()})
@@ -60,6 +62,10 @@ class Smashed(NamedTuple):
         for name, value in self.others.items():
             named[f"{role}/{name}" if value.is_floating_point() else f"context/{name}"] = value
         return named
+
+
+def _both(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> Tensor:
+    return torch.cat([first(), second()])
 
 
 class Parts(NamedTuple):

@@ -44,10 +44,10 @@ def program(client: Client, method: Method, batches: Batches, checkpoint_every: 
             with client.meter.step("client", client.id, client.step == client.sample_step, client.owned):
                 client.note((yield from method.step(client, batch)))
             client.step += 1
+            if client.turn and client.step % client.turn == 0:  # what ends a turn is a mark itself
+                break
             if checkpoint_every and client.step % checkpoint_every == 0:
                 yield from settle(client)
                 yield Message("mark", {}, {}, client.id, client.step)
-            if client.turn and client.step % client.turn == 0:
-                break
         yield from settle(client)
         go = yield client.sync(True, batches)

@@ -9,11 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import cutlayer as cl
+from cutlayer.auxiliary import forward_share
+from cutlayer.cut import Smashed
 from cutlayer.errors import BadInput
 from cutlayer.models.heads import build_head
 from cutlayer.recipes.recipe import make
 from cutlayer.streams import drawing
-from cutlayer.task import Task
+from cutlayer.task import Batch, Task
 
 FIELDS = {
     "scheme": "dsl", "auxiliary": "pool_linear", "rounds": 1, "batch_size": 8, "num_threads": 1, "lr": 0.05, "momentum": 0.0,
@@ -72,6 +74,24 @@ def owned(result):
     return sum(2 * p.nbytes for m in modules for p in m.parameters()) + sum(b.nbytes for m in modules for b in m.buffers())
 
 
+@pytest.mark.parametrize(
+    ("n", "share", "own"), [(100, 0.55, 55), (100, 0.07, 7), (2, 0.5, 2), (3, 0.1, 3), (4, 0.1, 2), (5, 0.7, 5), (1, 0.5, 1)]
+)
+def test_no_sample_goes_through_batch_norm_alone(n, share, own):
+    class Whole:
+        task = Task()
+
+        def forward(self, batch, graph=True):
+            return Smashed(batch.x, {"mask": batch.y}, {"importance": lambda: batch.y})
+
+    x = torch.arange(n)
+    z, sent, mine = forward_share(Whole(), Batch(x, x), share)
+    assert len(z.main) == len(mine.y) == own
+    assert torch.equal(sent.main, x)
+    assert torch.equal(sent.others["mask"], x)
+    assert torch.equal(sent.local["importance"](), x)
+
+
 @pytest.mark.parametrize("share", [0.0, -1, 1.5])
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(BadInput, match=r"above 0 and at most 1"):
@@ -83,9 +103,7 @@ def test_the_servers_gradient_needs_whole_batches():
         make({**FIELDS, "backward_share": 0.5, "lambda_weight": 0.5})
 
 
-def test_graphs_are_refused_because_rows_are_nodes(tmp_path):
-    from cutlayer.auxiliary import forward_share
-
+def test_graphs_are_refused_because_rows_are_nodes():
     class Ragged:
         task = Task(ragged=True)
 

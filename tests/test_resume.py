@@ -153,6 +153,17 @@ UNEQUAL = {
         "schedule": "asynchronous", "checkpoint_every": 2, "fedprox": 0.1, "speeds": "1e6,1.3e6,2e6", "latency": 3.0,
     },
     "fairness": {"schedule": "asynchronous", "checkpoint_every": 2, "fairness": 1, "speeds": "1e6,1e7,1e7"},
+    "v1, marks where turns end": {"scheme": "splitfed_v1", "sync_every": "2 batches", "checkpoint_every": 2},
+    "v2, marks where turns end": {
+        "scheme": "splitfed_v2", "server_order": "batch_major", "sync_every": "1 batch", "checkpoint_every": 1,
+    },
+    "epochs, marks where turns end": {
+        "scheme": "splitfed_v1", "sync_every": "1 epoch", "local_epochs": 2, "checkpoint_every": 3,
+    },
+    "delayed gradients of low rank": {
+        "schedule": "asynchronous", "method": "synthetic_gradient", "regressor": "linear", "delay": 1, "true_every": 1,
+        "batch_size": 5, "checkpoint_every": 1, "codec": {"cut_grad": "low_rank@2"},
+    },
     "batch_major, some batches sent": {"scheme": "dsl_fed", "auxiliary": "pool_linear", "send_every": 2, "checkpoint_every": 1},
     "concatenated, some batches sent": {
         "scheme": "dsl_fed", "auxiliary": "pool_linear", "send_every": 2, "checkpoint_every": 1, "server_order": "concatenated",

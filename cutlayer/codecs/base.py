@@ -79,7 +79,7 @@ def restore(values: Tensor, outlined: Tensor) -> Tensor:
     """Return values in their order as the tensor that was outlined."""
     shape, last = shape_of(outlined)
     tensor = values.reshape(shape)
-    return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
+    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def packed(codes: Tensor, bits: int) -> Tensor:
