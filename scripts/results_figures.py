@@ -23,9 +23,9 @@ def frontier(figure: Figure) -> bool:
         x = client_macs(mine[0]) / mine[0]["macs_per_sample"]["bottom"]
         y = [100 * row["accuracy_last5"] for row in mine]
         ax.errorbar(x, mean(y), [[mean(y) - min(y)], [max(y) - mean(y)]], fmt="o", capsize=3, label=name)
-    ax.set(xlabel="multiply-adds at the client, its bottom being 1", ylabel="mean of the last five accuracies, %")
+    ax.set(xlabel="the client's multiply-adds, a conventional client's being 1", ylabel="mean of the last five accuracies, %")
     ax.set_title("What a head at the cut buys (ResNet-20, shallow cut; lines span three seeds)", fontsize=10)
-    ax.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
     return bool(found)
 
 

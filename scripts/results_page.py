@@ -82,14 +82,14 @@ def heads() -> str:
     base = {row["seed"]: row for row in done if row["configuration"] == "conventional"}
     lines = [
         "| configuration | seeds | last five, % | final, % | last five against conventional, points | bytes up / down "
-        "| client multiply-adds |",
-        "|---|---|---|---|---|---|---|",
+        "| client multiply-adds | client's peak |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row["configuration"] for row in found):
         mine = [row for row in done if row["configuration"] == name]
         failed = len([row for row in found if row["configuration"] == name]) - len(mine)
         if not mine:
-            lines.append(f"| {name} | 0 of {failed} | failed | | | | |")
+            lines.append(f"| {name} | 0 of {failed} | failed | | | | | |")
             continue
         last5, final = ([100 * row[key] for row in mine] for key in ("accuracy_last5", "accuracy_final"))
         pairs = [100 * (row["accuracy_last5"] - base[row["seed"]]["accuracy_last5"]) for row in mine if row["seed"] in base]
@@ -98,7 +98,8 @@ def heads() -> str:
         cost = f"{client / 1e6:.2f} M ({client / mine[0]['macs_per_sample']['bottom']:.2f})"
         lines.append(
             f"| {name} | {len(mine)} | {' '.join(f'{v:.2f}' for v in last5)} | {' '.join(f'{v:.2f}' for v in final)} | "
-            f"{interval(pairs) if name != 'conventional' else ''} | {up / 1e6:.0f} / {down / 1e6:.0f} MB | {cost} |"
+            f"{interval(pairs) if name != 'conventional' else ''} | {up / 1e6:.0f} / {down / 1e6:.0f} MB | {cost} | "
+            f"{mine[0]['peak_memory_bytes']['client'] / 1e6:.1f} MB |"
         )
     return "\n".join(lines) + f"\n\n{provenance(done)}\n"
 
