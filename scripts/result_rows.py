@@ -32,3 +32,9 @@ def client_macs(row: Row) -> int:
     share = row["recipe"].get("backward_share", 1.0)
     cost = {part: row["macs_per_sample"].get(part, 0) for part in ("bottom", "auxiliary", "decoder")}
     return round((1 + 2 * share) / 3 * cost["bottom"] + share * (cost["auxiliary"] + cost["decoder"]))
+
+
+def client_share(row: Row) -> float | None:
+    """Return those as a share of a conventional client's, None where there is no client's part."""
+    bottom = row["macs_per_sample"].get("bottom", 0)
+    return client_macs(row) / bottom if bottom else None

@@ -8,7 +8,7 @@ from statistics import mean
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from result_rows import client_macs, finished
+from result_rows import client_share, finished
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 PERIODS = ("1 batch", "5 batches", "25 batches", "1 round", "5 rounds", "never")
@@ -20,7 +20,7 @@ def frontier(figure: Figure) -> bool:
     found = [row for row in finished("heads") if row["accuracy_last5"] > 0.2]
     for name in dict.fromkeys(row["configuration"] for row in found):
         mine = [row for row in found if row["configuration"] == name]
-        x = client_macs(mine[0]) / mine[0]["macs_per_sample"]["bottom"]
+        x = client_share(mine[0])
         y = [100 * row["accuracy_last5"] for row in mine]
         ax.errorbar(x, mean(y), [[mean(y) - min(y)], [max(y) - mean(y)]], fmt="o", capsize=3, label=name)
     ax.set(xlabel="the client's multiply-adds, a conventional client's being 1", ylabel="mean of the last five accuracies, %")

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from result_rows import client_macs, rows, training_bytes
+from result_rows import client_macs, client_share, rows, training_bytes
 from scipy import stats
 from table_results import sections as tables
 from transport_results import sections
@@ -94,8 +94,7 @@ def heads() -> str:
         last5, final = ([100 * row[key] for row in mine] for key in ("accuracy_last5", "accuracy_final"))
         pairs = [100 * (row["accuracy_last5"] - base[row["seed"]]["accuracy_last5"]) for row in mine if row["seed"] in base]
         up, down = (training_bytes(mine[0], way) for way in ("up", "down"))
-        client = client_macs(mine[0])
-        cost = f"{client / 1e6:.2f} M ({client / mine[0]['macs_per_sample']['bottom']:.2f})"
+        cost = f"{client_macs(mine[0]) / 1e6:.2f} M ({client_share(mine[0]):.2f})"
         lines.append(
             f"| {name} | {len(mine)} | {' '.join(f'{v:.2f}' for v in last5)} | {' '.join(f'{v:.2f}' for v in final)} | "
             f"{interval(pairs) if name != 'conventional' else ''} | {up / 1e6:.0f} / {down / 1e6:.0f} MB | {cost} | "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from result_rows import Row, client_macs, training_bytes
+from result_rows import Row, client_share, training_bytes
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -20,9 +20,9 @@ MISSING = 12  # so many cells that were not run are named one by one
 
 
 def cost(row: Row) -> str:
-    """Return the client's multiply-adds, those of its bottom being 1."""
-    bottom = row["macs_per_sample"].get("bottom", 0)
-    return f"{client_macs(row) / bottom:.2f}" if bottom else ""
+    """Return the client's multiply-adds, a conventional client's being 1."""
+    share = client_share(row)
+    return "" if share is None else f"{share:.2f}"
 
 
 def shown(accuracy: float) -> str:

@@ -276,6 +276,13 @@ def test_a_period_of_more_batches_than_any_round_has_is_refused():
     cl.run(parts, clients, schedule="parallel", sync_every="4 batches", **{**QUICK, "rounds": 1})
 
 
+def test_a_period_that_only_some_clients_fill_is_taken_whoever_is_drawn():
+    """Of clients of 4 and 2 batches the second alone is drawn first, whose round ends before a period of 4 does."""
+    parts = cl.cut(small_model(), "stage1.block1")
+    for seed in (0, 4):  # the first draws the first client
+        cl.run(parts, two_unequal(), schedule="parallel", sync_every="4 batches", participation=0.5, seed=seed, **QUICK)
+
+
 @pytest.mark.parametrize("fields", [{"scheme": "vanilla"}, {"scheme": "splitfed_v2"}], ids=str)
 def test_fedprox_does_not_draw_a_top_that_receives_no_weights(fields, monkeypatch):
     servers, steps = [], Server.step

@@ -51,11 +51,11 @@ def refusal(recipe: Recipe) -> str | None:
     for role in recipe.codec:
         if role not in ROLES:
             return f"codec: {role!r} is no role that can be coded; those are {', '.join(ROLES)}"
-    codecs.build(recipe.codec)
+    built = codecs.build(recipe.codec)
     dialogue = getattr(method, "dialogue", lambda options: False)(options)
     if codecs.reducer(recipe.codec) is not None and (dialogue or hasattr(method, "settle")):
         return f"codec smashed = {recipe.codec['smashed']!r}: method {recipe.method!r} has one row for each sample; drop batch_merge"
-    if recipe.compress_eval and "smashed" not in codecs.build(recipe.codec):
+    if recipe.compress_eval and "smashed" not in built:
         return "compress_eval: nothing codes the smashed data in evaluation; set codec smashed=..., or drop it"
     if "cut_grad" in recipe.codec and not returns:
         return (

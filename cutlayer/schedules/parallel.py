@@ -119,11 +119,11 @@ class Parallel:
 
     def sync(self, server: "Server", message: Message) -> list[Message]:
         replies: list[Message] = []
+        self.longest = max(self.longest, int(message.numbers["batches"]))  # of every hello too, also after a mark
         if message.numbers["done"]:
             k = message.client
             weight = {"samples": message.numbers["weight"], "batches": message.numbers["batches"], "uniform": 1.0}
             self.done[k] = weight[self.options.weighting]
-            self.longest = max(self.longest, int(message.numbers["batches"]))
             replies = server.compute(self.due(server, None))
             if not message.numbers["left"]:
                 self.finished.add(k)
