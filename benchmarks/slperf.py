@@ -1,8 +1,8 @@
 """SLPerf's table, measured: vanilla, U-shaped and SplitFed V1, V2, V3 on images (ResNet-20) and graphs (GIN), one process.
 
-Images: 10,000 of CIFAR-10, five clients, 12 rounds of the strong schedule; IID and Dirichlet(0.5) are in results/schemes.jsonl, here
-are disjoint classes, what holds there, and averaging periods. Graphs: five TUDataset sets, five clients (two where classes are
-disjoint), 60 rounds of Adam; cuts after the first and the last convolution and at the readout: results/slperf.jsonl.
+Images: 10,000 of CIFAR-10, five clients, 12 rounds of the strong schedule; what holds where classes are disjoint, and averaging periods.
+Graphs: five TUDataset sets, five clients (two where classes are disjoint), 60 rounds of Adam; cuts after the first and the last
+convolution and at the readout. IID, Dirichlet(0.5) and disjoint classes: results/slperf.jsonl.
 """
 
 from typing import Any
@@ -44,12 +44,17 @@ def row(task: str, partition: str, what: str, base: str, fields: dict[str, Any])
     return Cell({"task": task, "partition": partition, "what": what}, base, {"partition": partition, **fields}, few)
 
 
+def schemes(partition: str) -> tuple[str, ...]:
+    """Return the table's schemes; centralised training has all data anyway."""
+    return TABLE if partition == "iid" else TABLE[1:]
+
+
 def graphs() -> list[Cell]:
     """Return the cells on graphs, small sets first."""
     found = []
     for name in SETS:
         for partition, n in (("iid", 5), ("dirichlet", 5), ("classes", 2)):
-            for scheme in TABLE if partition == "iid" else TABLE[1:]:  # one owner has all data anyway
+            for scheme in schemes(partition):
                 own = {"cut": "conv2", "tail": "readout"} if scheme == "u_shaped" else {}
                 fields = {"data": name, "num_clients": n, **GIN, **SCHEMES[scheme].fields, "scheme": scheme, **own}
                 found.append(row(name, partition, scheme, "graphs", fields))
@@ -63,9 +68,9 @@ def images() -> list[Cell]:
     """Return the cells on images."""
     base: dict[str, Any] = {"num_clients": 5}
     found = [
-        row("cifar10", "classes", scheme, "small-cifar10", {**base, **SCHEMES[scheme].fields, "scheme": scheme})
-        for scheme in TABLE
-        if scheme != "centralised"
+        row("cifar10", partition, scheme, "small-cifar10", {**base, **SCHEMES[scheme].fields, "scheme": scheme})
+        for partition in ("classes", "iid", "dirichlet")
+        for scheme in schemes(partition)
     ]
     found += [
         row("cifar10", "classes", what, "small-cifar10", {**base, "batch_size": 32, **own}) for what, own in OFTEN.items()

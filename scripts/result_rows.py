@@ -1,6 +1,7 @@
 """Rows of results, and the figures of a row that several tables and drawings show."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,19 @@ def client_share(row: Row) -> float | None:
     """Return those as a share of a conventional client's, None where there is no client's part."""
     bottom = row["macs_per_sample"].get("bottom", 0)
     return client_macs(row) / bottom if bottom else None
+
+
+def provenance(name: str, found: Sequence[Row]) -> str:
+    """Return in which file the rows are, and by what command, commits, machines and versions they were measured."""
+    commits = ", ".join(dict.fromkeys(f"`{row['commit']}`" for row in found if "commit" in row))
+    versions = found[-1]["versions"]
+    machines = [
+        f"{row['machine']['processor']}, {row.get('num_threads') or row.get('recipe', {}).get('num_threads') or 1} threads"
+        for row in found
+        if "machine" in row
+    ]
+    where = "; ".join(dict.fromkeys(machines))
+    return (
+        f"`python benchmarks/{name}.py`, `benchmarks/results/{name}.jsonl`; commit {commits}; {where}; torch {versions['torch']}, "
+        f"Python {versions['python']}."
+    )

@@ -1,0 +1,134 @@
+"""What a table shows of the runs of a cell, one for each seed: each beside the conventional run of its seed, None where there is none."""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import mean
+
+from cells import reached
+from result_rows import Row, client_macs, client_share, training_bytes
+from scipy import stats
+
+Pair = tuple[Row, Row | None]
+Column = Callable[[Sequence[Pair]], str]
+CROSSING = (("up", "smashed"), ("up", "labels"), ("down", "cut_grad"))
+
+
+def size(nbytes: float) -> str:
+    """Return bytes in words."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def accuracy(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the half-width of its 95 % interval, infinite where there is one value."""
+    n, middle = len(values), mean(values)
+    if n < 2:
+        return middle, math.inf
+    sd = math.sqrt(sum((value - middle) ** 2 for value in values) / (n - 1))
+    return middle, stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n)
+
+
+def points(pairs: Sequence[Pair]) -> list[float]:
+    """Return by how many points a run's mean of the last five accuracies differs, for each seed."""
+    return [100 * (row["accuracy_last5"] - base["accuracy_last5"]) for row, base in pairs if base and base is not row]
+
+
+def difference(pairs: Sequence[Pair]) -> str:
+    """Return the mean difference with its 95 % Student-t interval, paired over seeds."""
+    found = points(pairs)
+    if not found:
+        return ""
+    middle, half = student(found)
+    return f"{middle:+.2f} (one seed)" if math.isinf(half) else f"{middle:+.2f} ± {half:.2f}"
+
+
+def separated(pairs: Sequence[Pair], at: float = -0.5) -> str:
+    """Return the difference, and whether its interval says nothing of a loss of half a point."""
+    middle, half = student(points(pairs) or [0.0])
+    return f"{difference(pairs)}{', not separated' if points(pairs) and abs(middle - at) <= half else ''}"
+
+
+def within(pairs: Sequence[Pair]) -> str:
+    """Return the least d for which the whole interval lies inside of -d to d."""
+    found = points(pairs)
+    if len(found) < 2:
+        return ""
+    middle, half = student(found)
+    return f"{abs(middle) + half:.2f}"
+
+
+def crossing(row: Row) -> int:
+    """Return the bytes of activations, labels and gradients of a run."""
+    return sum(row["bytes"][way].get(role, {}).get("payload", 0) for way, role in CROSSING)
+
+
+def saved(pairs: Sequence[Pair]) -> str:
+    """Return how many times fewer bytes cross than in the conventional run with its bfloat16 values as float32."""
+
+    def float32(base: Row) -> int:
+        return 2 * crossing(base) - int(base["bytes"]["up"].get("labels", {}).get("payload", 0))
+
+    found = [float32(base) / crossing(row) for row, base in pairs if base]
+    return f"{mean(found):.1f}" if found else ""
+
+
+def less(pairs: Sequence[Pair]) -> str:
+    """Return how many times less a client computes: forward in A and B, backward (two forwards) in A."""
+    states = [row.get("states") or "A" * row["rounds"] for row, _ in pairs]
+    return f"{mean(3 * len(s) / (3 * s.count('A') + s.count('B')) for s in states):.1f}"
+
+
+def states(pairs: Sequence[Pair]) -> str:
+    """Return the states of the first seed, those of long runs counted."""
+    found = pairs[0][0].get("states", "")
+    return found if len(found) < 24 else f"{found[:20]}... ({', '.join(f'{found.count(s)} {s}' for s in 'ABC')})"
+
+
+def each(show: Callable[[Row], str]) -> Column:
+    """Return the column that shows a value of each run, or one value if they are the same."""
+
+    def column(pairs: Sequence[Pair]) -> str:
+        shown = [show(row) for row, _ in pairs]
+        return shown[0] if len(set(shown)) == 1 else " ".join(shown)
+
+    return column
+
+
+def cost(row: Row) -> str:
+    """Return the client's multiply-adds, in brackets as a share of a conventional client's."""
+    share = client_share(row)
+    return "" if share is None else f"{client_macs(row) / 1e6:.2f} M ({share:.2f})"
+
+
+def until(level: float) -> Column:
+    """Return the column of the bytes of training until runs reach an accuracy, and of the round."""
+
+    def show(row: Row) -> str:
+        r = reached(row["curve"], level)
+        return "not reached" if r is None else f"{size(row['traffic'][r - 1])} ({r})"
+
+    return each(show)
+
+
+def peak(row: Row, *sides: str) -> str:
+    return " / ".join(size(row["peak_memory_bytes"].get(side, 0)) for side in sides)
+
+
+LAST5: dict[str, Column] = {"last five, %": each(lambda row: accuracy(row["accuracy_last5"]))}
+FINAL: dict[str, Column] = {"final, %": each(lambda row: accuracy(row["accuracy_final"]))}
+DIFFERENCE: dict[str, Column] = {"against conventional, points": difference}
+WITHIN: dict[str, Column] = {"on par within": within}
+BYTES: dict[str, Column] = {
+    "up / down": each(lambda row: f"{size(training_bytes(row, 'up'))} / {size(training_bytes(row, 'down'))}")
+}
+COST: dict[str, Column] = {"client multiply-adds": each(cost)}
+MEMORY: dict[str, Column] = {"peak at client / server": each(lambda row: peak(row, "client", "server"))}
+SEPARATED: dict[str, Column] = {"against conventional, points": separated}
+SIMULATED: dict[str, Column] = {
+    "simulated": each(lambda row: f"{row['simulated']['seconds'] / 60:.0f} min" if row.get("simulated") else "")
+}
+STATES: dict[str, Column] = {"states": states}
+SAVED: dict[str, Column] = {"fewer bytes than float32": saved, "less client computation": less}

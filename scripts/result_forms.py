@@ -1,0 +1,144 @@
+"""Forms of tables: what docs/results.md shows of the rows of a file."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+
+from cells import Cell, plateau, reached
+from columns import BYTES, Column, accuracy, peak, size
+from result_rows import Row
+from slperf import TARGETS
+
+MISSING = 12  # so many cells that were not run are named one by one
+
+
+def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> str:
+    """Return a line for each cell: its labels, its columns over the seeds, and the lines of its rows; and what was not run."""
+    cells = importlib.import_module(name).cells()
+    heads = [*cells[0].labels, *columns, "rows"]
+    lines, missing = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"], []
+    for cell in cells:
+        mine = {row["seed"]: (i, row) for i, row in enumerate(found, 1) if labelled(row, cell)}
+        if not mine:
+            missing.append(str(cell))
+            continue
+        done = [(row, conventional(row, cell, found)) for _, row in mine.values() if "failed" not in row]
+        failed = next((row["failed"].partition(";")[0] for _, row in mine.values() if "failed" in row), "")
+        values = [column(done) for column in columns.values()] if done else [failed, *[""] * (len(columns) - 1)]
+        where = ", ".join(f"L{i}" for i, _ in mine.values())
+        lines.append(f"| {' | '.join([*map(str, cell.labels.values()), *values, where])} |")
+    return "\n".join(lines) + absent(name, missing, len(cells))
+
+
+def absent(name: str, missing: Sequence[str], wanted: int) -> str:
+    """Return what is said of cells without rows."""
+    if not missing:
+        return ""
+    rest = f" ({'; '.join(missing)})" if len(missing) <= MISSING else ""
+    return f"\n\nNot run: {len(missing)} of {wanted} cells{rest}; `python benchmarks/{name}.py` runs them."
+
+
+def labelled(row: Row, cell: Cell) -> bool:
+    return all(row.get(key) == value for key, value in cell.labels.items())
+
+
+def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
+    """Return the conventional run of a row's seed, which is the same for all cuts."""
+    own = {key: value for key, value in cell.labels.items() if key not in ("what", "configuration", "cut")}
+    return next(
+        (
+            other
+            for other in reversed(found)
+            if "conventional" in (other.get("what"), other.get("configuration"))
+            and all(other.get(key) == value for key, value in {**own, "seed": row["seed"]}.items())
+        ),
+        None,
+    )
+
+
+def slperf(found: Sequence[Row]) -> str:
+    """Return a line for each task and scheme, with the last five accuracies and the line of the row under every partition."""
+    cells = [
+        tuple(cell.labels[key] for key in ("task", "what", "partition")) for cell in importlib.import_module("slperf").cells()
+    ]
+    partitions = list(dict.fromkeys(partition for _, _, partition in cells))
+    newest = {(row["task"], row["what"], row["partition"]): (i, row) for i, row in enumerate(found, 1)}
+    heads = ["task", "what", *(f"{partition}, %" for partition in partitions), "up / down", "seconds"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for task, what in dict.fromkeys(cell[:2] for cell in cells):
+        values = [
+            _cell(*newest[task, what, p]) if (task, what, p) in newest else "not run" if (task, what, p) in cells else ""
+            for p in partitions
+        ]
+        there = [newest[task, what, p][1] for p in partitions if (task, what, p) in newest]
+        row = next((row for row in there if "failed" not in row), None)
+        costs = f"{BYTES['up / down']([(row, None)])} | {row['seconds_total']:.0f}" if row else " | "
+        lines.append(f"| {task} | {what} | {' | '.join(values)} | {costs} |")
+    missing = [", ".join(cell) for cell in cells if cell not in newest]
+    aims = ", ".join(f"{task} {100 * level:.0f} %" for task, level in TARGETS.items())
+    return "\n".join(lines) + f"\n\nTargets: {aims}." + absent("slperf", missing, len(cells))
+
+
+def _cell(number: int, row: Row) -> str:
+    if "failed" in row:
+        return f"failed L{number}"
+    rounds = f"{reached(row['curve'], TARGETS[row['task']]) or '-'}, {plateau(row['curve'])}"
+    return f"{accuracy(row['accuracy_last5'])} ({rounds}) L{number}"
+
+
+def clients(found: Sequence[Row]) -> str:
+    """Return seconds a round and the server's memory by transport, scheme and number of clients."""
+    newest = {(row["transport"], row["scheme"], row["clients"]): row for row in found}
+    numbers = sorted({n for _, _, n in newest})
+    lines = ["| transport | scheme | " + " | ".join(f"{n} clients" for n in numbers) + " |", "|---" * (2 + len(numbers)) + "|"]
+    for transport, scheme in dict.fromkeys((t, s) for t, s, _ in newest):
+        rows = [newest.get((transport, scheme, n)) for n in numbers]
+        values = [f"{row['seconds']:.1f} s, {size(row['server_bytes'])}" if row else "not run" for row in rows]
+        lines.append(f"| {transport} | {scheme} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def larger(found: Sequence[Row]) -> str:
+    """Return what an epoch of ImageNet costs at each cut."""
+    lines = ["| cut | method | up / down an epoch | peak at client / server, batch | s a batch here |", "|---" * 5 + "|"]
+    for row in {(row["cut"], row["what"]): row for row in found}.values():
+        sent = " / ".join(size(row["epoch_bytes"].get(way, 0)) for way in ("up", "down"))
+        held = f"{peak(row, 'client', 'server')}, {row['batch_size']}"
+        lines.append(f"| {row['cut']} | {row['what']} | {sent} | {held} | {row['seconds_per_batch']:.1f} |")
+    return "\n".join(lines)
+
+
+def overhead(found: Sequence[Row]) -> str:
+    """Return what the package costs over raw PyTorch."""
+    newest = {row["method"]: row for row in found}
+    lines = [
+        "| method | package / twin, median | 95 % interval | ms a step, package | ms a step, twin |",
+        "|---|---|---|---|---|",
+    ]
+    for method, row in newest.items():
+        low, high = row["interval_95"]
+        ms = row["ms_per_step"]
+        lines.append(
+            f"| `{method}` | {row['median_ratio']:.3f} | {low:.3f} to {high:.3f} | {ms['package']:.1f} | {ms['twin']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def overlap(rows: Sequence[Row]) -> str:
+    """Return what a client saves that waits for nobody."""
+    found = {row["cut"]: row for row in rows}
+    names = list(dict.fromkeys(name for row in found.values() for name in row["ms_per_batch"]))
+    lines = ["| ms for a batch of 128 | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(f"{row['ms_per_batch'][name]:.0f}" for row in found.values()) + " |" for name in names
+    ]
+    lines += ["", "| decoupled over the best conventional | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    first = next(iter(found.values()))
+    for head, ratios in first["ratio"].items():
+        for at in ratios:
+            lines.append(f"| {head}, at {at} | " + " | ".join(f"{row['ratio'][head][at]:.2f}" for row in found.values()) + " |")
+        lines.append(
+            f"| {head}, bound over its own serial time | "
+            + " | ".join(f"{r['bound'][head]:.2f}" for r in found.values())
+            + " |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,75 @@
+"""Forms of tables and sentences on parties in processes of their own."""
+
+import statistics
+from collections.abc import Sequence
+
+from result_rows import Row
+
+
+def kill(found: Sequence[Row]) -> str:
+    lines = ["| schedule | who was killed | what it did then | trials | weights the same bits |", "|---" * 5 + "|"]
+    for key in sorted({(row["schedule"], row["victim"], row["returns"]) for row in found}, key=lambda k: (not k[2], k)):
+        mine = [row for row in found if (row["schedule"], row["victim"], row["returns"]) == key]
+        what = "came back" if key[2] else "stayed away"
+        lines.append(f"| {key[0]} | {key[1]} | {what} | {len(mine)} | {sum(row['equal'] for row in mine)} |")
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in found))
+    middle = statistics.median(row["seconds"] for row in found)
+    return "\n".join(lines) + f"\n\nSeed {seeds}; {middle:.0f} seconds a trial, median."
+
+
+def organisations(found: Sequence[Row]) -> str:
+    row = found[-1]
+    return (
+        "Three processes with folders of their own (data, certificate, marks) train the small CIFAR-10 run over gRPC with mutual TLS: "
+        "ResNet-20, splitfed_v1, a server and two clients with 5,000 images each, full test set. The second client was killed at batch "
+        f"{row['killed_at']} of {row['steps']} and started again: the final weights are those of the undisturbed run, bit for bit "
+        f"({100 * row['accuracy']:.2f} %). {row['seconds']:.0f} s undisturbed, {row['seconds_killed']:.0f} s with the death; "
+        f"{row['repeated_bytes'] / 1e6:.1f} MB were sent twice."
+    )
+
+
+def fuzz(found: Sequence[Row]) -> str:
+    row = found[-1]
+    return (
+        f"{row['seconds']:.0f} s each: {row['frames']:,} damaged or random frames to `loads`, of which "
+        f"{row['refused']:,} were refused and the "
+        f"others were frames that are written so; {row['connections']} connections of random bytes, greetings and "
+        f"records to a server's port, "
+        f"which cost {row['growth_bytes'] / 2**20:.0f} MB of memory. The run that followed on that server has the weights of one process."
+    )
+
+
+def throughput(found: Sequence[Row]) -> str:
+    newest = {(row["transport"], row["what"]): row for row in found}
+    lines = ["| transport | what | bare medium | cutlayer | ratio | to bare into new memory |", "|---" * 6 + "|"]
+    for (transport, what), row in newest.items():
+        new = f"{row['ratio_new']:.2f}" if "ratio_new" in row else ""
+        lines.append(
+            f"| {transport} | {what} | {row['bare']:.3g} {row['unit']} | {row['ours']:.3g} | {row['ratio']:.2f} | {new} |"
+        )
+    return "\n".join(lines)
+
+
+def epoch(found: Sequence[Row]) -> str:
+    transports = list(dict.fromkeys(row["transport"] for row in found))
+    lines = ["| seconds an epoch | " + " | ".join(transports) + " |", "|---" * (len(transports) + 1) + "|"]
+    for scheme in dict.fromkeys(row["scheme"] for row in found):
+        cells = []
+        for transport in transports:
+            mine = [row["seconds"] for row in found if (row["scheme"], row["transport"]) == (scheme, transport)]
+            cells.append(f"{statistics.median(mine):.1f} ({len(mine)})" if mine else "not run")
+        lines.append(f"| {scheme} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def calibrate(found: Sequence[Row]) -> str:
+    lines = ["| scheme | Mbit/s up, down; ms | line | predicted, s | measured, s | error |", "|---" * 6 + "|"]
+    errors = []
+    for row in found:
+        errors.append(abs(row["predicted"] - row["measured"]) / row["measured"])
+        up, down, latency = row["line"]
+        lines.append(
+            f"| {row['scheme']} | {up:g}, {down:g}; {latency:g} | {'netem' if row['netem'] else 'proxy'} | {row['predicted']:.2f} | "
+            f"{row['measured']:.2f} | {100 * errors[-1]:.0f} % |"
+        )
+    return "\n".join(lines) + f"\n\nMedian error {100 * statistics.median(errors):.0f} %; the aim is 15 %."
