@@ -1,8 +1,8 @@
 """What more clients cost: seconds a round and the server's memory with 1, 2, 5, 10 and 20 clients, in one process and under MPI.
 
-ResNet-20, shallow cut, 2,000 images of CIFAR-10 in all, batches of 32, 3 rounds, 200 test images; vanilla, SplitFed V1, V2 and V3. Under
-MPI every rank has one thread, and all ranks share this machine's cores. Seconds are the median of the second and third round:
-results/clients.jsonl.
+ResNet-20, shallow cut, 256 images of CIFAR-10 for each client, batches of 32, 3 rounds, 256 test images; vanilla, U-shaped, SplitFed V1, V2
+and V3. Every process has one thread, and under MPI all ranks share this machine's cores. Seconds are the median of the second and third
+round, and the accuracies of both transports have to be the same: results/clients.jsonl.
 """
 
 import argparse
@@ -18,39 +18,14 @@ import rows
 from processes import ENVIRONMENT, cutlayer, mpiexec
 from rich.console import Console
 
-SCHEMES = ("vanilla", "splitfed_v1", "splitfed_v2", "splitfed_v3")
-SIZE = [
-    "--num-train",
-    "2000",
-    "--num-test",
-    "200",
-    "--rounds",
-    "3",
-    "--warmup-rounds",
-    "0",
-    "--batch-size",
-    "32",
-    "--evaluate-every",
-    "1",
-]
-TINY = [
-    "--data",
-    "digits",
-    "--num-train",
-    "64",
-    "--num-test",
-    "32",
-    "--rounds",
-    "3",
-    "--warmup-rounds",
-    "0",
-    "--model",
-    "resnet8",
-]
+SCHEMES = ("vanilla", "u_shaped", "splitfed_v1", "splitfed_v2", "splitfed_v3")
+EACH = 256  # images of a client
+SIZE = "--num-test 256 --rounds 3 --warmup-rounds 0 --batch-size 32 --evaluate-every 1".split()
+TINY = "--data digits --num-train 64 --num-test 32 --rounds 3 --warmup-rounds 0 --model resnet8".split()
 
 
 def measure(transport: str, n: int, words: list[str], folder: Path) -> dict[str, Any]:
-    """Run a recipe with n clients and return its seconds a round and the peak of the server's memory in bytes."""
+    """Run a recipe with n clients and return its seconds a round, the peak of the server's memory in bytes, and its accuracy."""
     command = cutlayer("run", *words, "--num-clients", str(n), "--out", str(folder))
     if transport == "mpi":
         command = [*mpiexec(1 + n), *command, "--transport", "mpi"]
@@ -60,7 +35,10 @@ def measure(transport: str, n: int, words: list[str], folder: Path) -> dict[str,
     summary = json.loads((folder / "summary.json").read_text())
     ends = [json.loads(line)["seconds_total"] for line in (folder / "records.jsonl").read_text().splitlines()]
     seconds = [later - sooner for sooner, later in pairwise(ends)]
-    return {"seconds": statistics.median(seconds), "server_bytes": summary["peak_memory_bytes"]["server"]}
+    return {
+        "seconds": statistics.median(seconds), "server_bytes": summary["peak_memory_bytes"]["server"],
+        "accuracy": summary["accuracy_final"],
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -77,7 +55,8 @@ def main() -> None:
                 cell = {"transport": transport, "clients": n, "scheme": scheme}
                 if not args.tiny and rows.written("clients", **cell):
                     continue
-                words = ["small-cifar10", "--scheme", scheme, "--num-threads", "1", *(TINY if args.tiny else SIZE + data)]
+                size = TINY if args.tiny else [*SIZE, "--num-train", str(n * EACH), *data]
+                words = ["small-cifar10", "--scheme", scheme, "--num-threads", "1", *size]
                 with tempfile.TemporaryDirectory() as folder:
                     found = measure(transport, n, words, Path(folder))
                 Console().print(

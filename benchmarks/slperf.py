@@ -16,6 +16,7 @@ SETS = ("mutag", "enzymes", "proteins", "imdb_binary", "nci1")
 # accuracies that rounds are counted to: about nine tenths of what centralised training reaches
 TARGETS = {"cifar10": 0.60, "mutag": 0.85, "enzymes": 0.30, "proteins": 0.70, "imdb_binary": 0.70, "nci1": 0.70}
 GIN: dict[str, Any] = {"rounds": 60, "lr_schedule": "steps"}
+TAILED = {"cut": "conv2", "tail": "readout"}
 CUTS = {"G1": "conv1", "G3": "conv4"}  # beside G2, the readout
 # small batches, because averages of five clients' steps are steps of five times the batch
 OFTEN: dict[str, dict[str, Any]] = {
@@ -55,12 +56,16 @@ def graphs() -> list[Cell]:
     for name in SETS:
         for partition, n in (("iid", 5), ("dirichlet", 5), ("classes", 2)):
             for scheme in schemes(partition):
-                own = {"cut": "conv2", "tail": "readout"} if scheme == "u_shaped" else {}
+                own = TAILED if scheme == "u_shaped" else {}
                 fields = {"data": name, "num_clients": n, **GIN, **SCHEMES[scheme].fields, "scheme": scheme, **own}
                 found.append(row(name, partition, scheme, "graphs", fields))
         for cut, at in CUTS.items():
             fields = {"data": name, "num_clients": 5, **GIN, "scheme": "vanilla", "cut": at}
             found.append(row(name, "iid", f"vanilla at {cut}", "graphs", fields))
+    for partition in ("iid", "dirichlet"):
+        for scheme, own in (("vanilla", {}), ("u_shaped", TAILED)):
+            fields = {"data": "enzymes", "num_clients": 5, **GIN, **SCHEMES[scheme].fields, "scheme": scheme, **own}
+            found.append(row("enzymes", partition, f"{scheme}, Adam handed over", "graphs", {**fields, "hand_over": "carry"}))
     return found
 
 

@@ -94,7 +94,9 @@ def clients(found: Sequence[Row]) -> str:
         rows = [newest.get((transport, scheme, n)) for n in numbers]
         values = [f"{row['seconds']:.1f} s, {size(row['server_bytes'])}" if row else "not run" for row in rows]
         lines.append(f"| {transport} | {scheme} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
+    pairs = [(row, newest.get(("inprocess", *key[1:]))) for key, row in newest.items() if key[0] != "inprocess"]
+    same = [row["accuracy"] == other["accuracy"] for row, other in pairs if other]
+    return "\n".join(lines) + f"\n\nThe accuracy is that of one process in {sum(same)} of {len(same)} cells."
 
 
 def larger(found: Sequence[Row]) -> str:
