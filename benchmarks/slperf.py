@@ -13,13 +13,15 @@ from cutlayer.recipes.schemes import SCHEMES
 
 TABLE = ("centralised", "fedavg", "vanilla", "u_shaped", "splitfed_v1", "splitfed_v2", "splitfed_v3")
 SETS = ("mutag", "enzymes", "proteins", "imdb_binary", "nci1")
-# accuracies that rounds are counted to: about nine tenths of what centralised training reaches
-TARGETS = {"cifar10": 0.60, "mutag": 0.85, "enzymes": 0.30, "proteins": 0.70, "imdb_binary": 0.70, "nci1": 0.70}
+# accuracies that rounds are counted to: nine tenths of what centralised training reaches, in steps of five points
+TARGETS = {"cifar10": 0.60, "mutag": 0.85, "enzymes": 0.30, "proteins": 0.65, "imdb_binary": 0.55, "nci1": 0.65}
 GIN: dict[str, Any] = {"rounds": 60, "lr_schedule": "steps"}
 TAILED = {"cut": "conv2", "tail": "readout"}
 CUTS = {"G1": "conv1", "G3": "conv4"}  # beside G2, the readout
 # small batches, because averages of five clients' steps are steps of five times the batch
 OFTEN: dict[str, dict[str, Any]] = {
+    "vanilla, batches of 32": {"scheme": "vanilla"},
+    "splitfed_v1, 1 round, batches of 32": {"scheme": "splitfed_v1"},
     "splitfed_v1, 1 batch": {"scheme": "splitfed_v1", "sync_every": "1 batch"},
     "splitfed_v1, 5 batches": {"scheme": "splitfed_v1", "sync_every": "5 batches"},
     "splitfed_v1, 1 batch, pooled BatchNorm": {"scheme": "splitfed_v1", "sync_every": "1 batch", "batch_norm": "pooled"},
@@ -71,18 +73,19 @@ def graphs() -> list[Cell]:
 
 def images() -> list[Cell]:
     """Return the cells on images."""
-    base: dict[str, Any] = {"num_clients": 5}
-    found = [
+    base: dict[str, Any] = {"num_clients": 5, "evaluate_every": 1}
+    plain = [
         row("cifar10", partition, scheme, "small-cifar10", {**base, **SCHEMES[scheme].fields, "scheme": scheme})
         for partition in ("classes", "iid", "dirichlet")
         for scheme in schemes(partition)
     ]
-    found += [
-        row("cifar10", "classes", what, "small-cifar10", {**base, "batch_size": 32, **own}) for what, own in OFTEN.items()
-    ]
+    often = [row("cifar10", "classes", what, "small-cifar10", {**base, "batch_size": 32, **own}) for what, own in OFTEN.items()]
+    found = sorted([*plain, *often], key=lambda cell: cell.labels["partition"] != "classes")
+    ordered = {"scheme": "splitfed_v2", "server_order": "batch_major"}  # dsl_fed's order, with gradients
+    found.append(row("cifar10", "dirichlet", "splitfed_v2, batch-major", "small-cifar10", {**base, **ordered}))
     for partition in ("dirichlet", "iid"):
         for period in PERIODS:
-            fields = {**base, "scheme": "splitfed_v1", "sync_every": period, "batch_size": 64}
+            fields = {**base, "scheme": "splitfed_v1", "sync_every": period, "batch_size": 64, "rounds": 10}
             found.append(row("cifar10", partition, f"splitfed_v1 every {period}", "small-cifar10", fields))
     return found
 
