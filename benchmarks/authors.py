@@ -2,8 +2,8 @@
 
 ResNet-110 on the first 10,000 images of CIFAR-10, lr 0.001, 6 rounds, full test set, bfloat16, one client. At the deep cut: as the text
 has it, with every step taken twice, with the head's first layer frozen, and both, as the published logs were made; at the shallow and the
-middle cut the server in 3 and 2 pieces with heads of their own. Conventional beside them, with lr 0.001 and 0.002, and the server alone on
-a bottom as it was drawn: results/authors.jsonl. `--profile full`: all images and 50 rounds.
+middle cut the server in 3 and 2 pieces with heads of their own. Conventional beside them, also with twice the lr at the client, and the
+server alone on a bottom as it was drawn: results/authors.jsonl. `--profile full`: all images and 50 rounds.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ PIECES = {"shallow": "stage2.block9,stage3.block6", "middle": "stage3.block1"}
 VANILLA: dict[str, Any] = {"scheme": "vanilla", "hand_over": "shared", "method": "backprop"}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "conventional": VANILLA,
-    "conventional, lr 0.002": {**VANILLA, "lr": 0.002},
+    "conventional, client lr 0.002": {**VANILLA, "client_lr": 0.002},
     "decoupled, deep": {},
     "decoupled, deep, double step": {"repeat_steps": True},
     "decoupled, deep, frozen layer": {"freeze_first": True},

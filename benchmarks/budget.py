@@ -14,17 +14,18 @@ BASE: dict[str, Any] = {
     "model": "resnet18_quarter", "cut": "stage2.block2", "num_clients": 3, "rounds": 20, "evaluate_every": 1, "lr": 0.05,
 }  # fmt: skip
 ALIGNED = {"auxiliary": "block", "align_rounds": 2, "align_epochs": 10, "memory_size": 512, "align_batch": 256}
+PLAIN = {"auxiliary": "block", "reconstruction": "none", "aux_weight": 1.0}
 LITE = {"auxiliary": "lite", "reconstruction": "conv1x1", "aux_weight": 0.5, "reconstruction_weight": 5.0}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "fedavg": {"scheme": "fedavg", "cut": "none"},
     "splitfed_v1": {"scheme": "splitfed_v1"},
     "splitfed_v2": {"scheme": "splitfed_v2"},
-    "cse_fsl": {"scheme": "cse_fsl", "auxiliary": "block"},
+    "cse_fsl": {"scheme": "cse_fsl", **PLAIN},
     "fsl_sage": {"scheme": "fsl_sage", **ALIGNED},
     "dsl_fed, lite + reconstruction": {"scheme": "dsl_fed", **LITE},
     "dsl_fed, lite + reconstruction, float8": {"scheme": "dsl_fed", **LITE, "codec": {"smashed": "float8"}},
     "dsl_fed, block, every 5th batch, float8": {
-        "scheme": "dsl_fed", "auxiliary": "block", "send_every": 5, "codec": {"smashed": "float8"},
+        "scheme": "dsl_fed", **PLAIN, "send_every": 5, "codec": {"smashed": "float8"},
     },
 }  # fmt: skip
 FEW = ("fsl_sage", "dsl_fed, lite + reconstruction, float8")

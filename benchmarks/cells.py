@@ -58,13 +58,13 @@ def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mappin
         for cell in cells:
             if (args.tiny and not cell.tiny) or not chosen.search(str(cell)):
                 continue
-            has = not args.tiny and rows.written(name, **cell.labels, seed=seed)
-            if args.list or has:
-                console.print(f"{'done' if has else 'not run'}: seed {seed}, {cell}")
-                continue
             own = {"num_threads": 1, **tiny} if args.tiny else {"data_dir": args.data_dir}
             own |= {"num_threads": args.num_threads} if args.num_threads else {}
             recipe = load(cell.base, **{**cell.fields, "seed": seed, "device": args.device, **own})
+            has = not args.tiny and rows.written(name, recipe.flat(), **cell.labels, seed=seed)
+            if args.list or has:
+                console.print(f"{'done' if has else 'not run'}: seed {seed}, {cell}")
+                continue
             try:
                 found, failure, complete = _run(recipe, args, f"seed {seed}, {cell}")
             except BadInput as error:  # shares that cannot be had, for instance

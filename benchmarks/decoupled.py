@@ -37,9 +37,8 @@ def cells(profile: str = "small") -> list[Cell]:
                 both: dict[str, Any] = {"data": data, "num_clients": n, **own, **size}
                 labels = {"profile": profile, "data": data, "clients": n, "recipe_of": name}
                 few = (data, n, name) == ("cifar10", 1, "strong")
-                if name != "code":  # conventionally the text and the code differ in weight decay and augmentation alone
-                    vanilla = {"scheme": "vanilla", "hand_over": "shared", "method": "backprop", "cut": "shallow"}
-                    found.append(Cell({**labels, "what": "conventional"}, base, {**both, **vanilla}, few))
+                vanilla = {"scheme": "vanilla", "hand_over": "shared", "method": "backprop", "cut": "shallow"}
+                found.append(Cell({**labels, "what": "conventional"}, base, {**both, **vanilla}, few))
                 for cut in CUTS:
                     found.append(
                         Cell(

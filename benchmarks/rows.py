@@ -2,19 +2,27 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cutlayer.outputs import provenance
 
 RESULTS = Path(__file__).parent / "results"
+MACHINE = {"data_dir", "device", "num_threads"}  # fields that say where a run was, not what it was
 
 
-def written(name: str, **fields: Any) -> bool:
-    """Return whether results/<name>.jsonl has a row with these values."""
+def written(name: str, recipe: Mapping[str, Any] | None = None, **labels: Any) -> bool:
+    """Return whether results/<name>.jsonl has a row with these labels, of this recipe as far as the row knows its fields."""
     path = RESULTS / f"{name}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return any(all(row.get(key) == value for key, value in fields.items()) for row in map(json.loads, lines))
+    found = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+    return any(all(row.get(k) == v for k, v in labels.items()) and (not recipe or same(row["recipe"], recipe)) for row in found)
+
+
+def same(row: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    """Return whether the fields of a row's recipe, which may be of an earlier version, are those of a recipe."""
+    now = json.loads(json.dumps(recipe))
+    return all(row[key] == now[key] for key in row.keys() & now.keys() - MACHINE)
 
 
 def write(name: str, row: dict[str, Any]) -> None:

@@ -44,14 +44,14 @@ def lr_factor(recipe: Recipe) -> Callable[[int], float]:
     return factor
 
 
-def training(recipe: Recipe) -> Training:
-    """Return how either side takes a step under a recipe."""
+def training(recipe: Recipe, lr: float) -> Training:
+    """Return how a side takes a step under a recipe, at a learning rate of its own."""
 
     def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if recipe.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+            return torch.optim.Adam(groups, lr=lr, weight_decay=recipe.weight_decay)
         return torch.optim.SGD(
-            groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+            groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
         )
 
     device = torch.device(recipe.device).type
@@ -125,7 +125,8 @@ class Builder:
         self, recipe: Recipe, parts: Parts, source: Source, task: Task, meter: Meter, tick: Callable[[], None] = lambda: None
     ) -> None:
         self.recipe, self.parts, self.source, self.task, self.meter, self.tick = recipe, parts, source, task, meter, tick
-        self.training = training(recipe)
+        self.training = training(recipe, recipe.lr)
+        self.client_training = self.training if recipe.client_lr is None else training(recipe, recipe.client_lr)
         self.method, self.options, self.how_often = (
             method_class(recipe.method),
             recipe.method_options(),
@@ -147,7 +148,7 @@ class Builder:
         sample = int(sizes[:2] == sizes[:1] * 2)  # the second batch, if it is whole: its optimizer has state
         with drawing(recipe.seed, "auxiliary"):
             client = Client(
-                k, {n: place_module(recipe, m) for n, m in own.items()}, self.training, self.task, meter=self.meter,
+                k, {n: place_module(recipe, m) for n, m in own.items()}, self.client_training, self.task, meter=self.meter,
                 weight=len(share), hand_over=self.hand_over, sample_step=sample,
                 keeps_norm=getattr(self.how_often, "batch_norm", "") == "local", turn=turn_of(self.how_often, its_batches),
                 optimizer=first.optimizer if first is not None and shared else None,

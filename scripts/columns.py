@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import mean
 
 from cells import reached
@@ -31,14 +32,14 @@ def student(values: Sequence[float]) -> tuple[float, float]:
     return middle, stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n)
 
 
-def points(pairs: Sequence[Pair]) -> list[float]:
-    """Return by how many points a run's mean of the last five accuracies differs, for each seed."""
-    return [100 * (row["accuracy_last5"] - base["accuracy_last5"]) for row, base in pairs if base and base is not row]
+def points(pairs: Sequence[Pair], metric: str = "accuracy_last5") -> list[float]:
+    """Return by how many points the accuracy of a run differs, for each seed."""
+    return [100 * (row[metric] - base[metric]) for row, base in pairs if base and base is not row]
 
 
-def difference(pairs: Sequence[Pair]) -> str:
+def difference(pairs: Sequence[Pair], metric: str = "accuracy_last5") -> str:
     """Return the mean difference with its 95 % Student-t interval, paired over seeds."""
-    found = points(pairs)
+    found = points(pairs, metric)
     if not found:
         return ""
     middle, half = student(found)
@@ -113,22 +114,35 @@ def until(level: float) -> Column:
     return each(show)
 
 
+def seconds(row: Row) -> str:
+    """Return the seconds of both sides' passes, of codecs, and of clients that wait."""
+    spent = row["seconds"]
+    sides = [spent[f"{side}_forward"] + spent[f"{side}_backward"] for side in ("client", "server")]
+    return " / ".join(f"{value:.0f}" for value in (*sides, spent["codec"], spent["wait"]))
+
+
 def peak(row: Row, *sides: str) -> str:
     return " / ".join(size(row["peak_memory_bytes"].get(side, 0)) for side in sides)
 
 
 LAST5: dict[str, Column] = {"last five, %": each(lambda row: accuracy(row["accuracy_last5"]))}
 FINAL: dict[str, Column] = {"final, %": each(lambda row: accuracy(row["accuracy_final"]))}
-DIFFERENCE: dict[str, Column] = {"against conventional, points": difference}
+DIFFERENCE: dict[str, Column] = {"last five against conventional": difference}
+FINAL_DIFFERENCE: dict[str, Column] = {"final against conventional": partial(difference, metric="accuracy_final")}
 WITHIN: dict[str, Column] = {"on par within": within}
 BYTES: dict[str, Column] = {
     "up / down": each(lambda row: f"{size(training_bytes(row, 'up'))} / {size(training_bytes(row, 'down'))}")
 }
+PER_CLIENT: dict[str, Column] = {
+    "per client": each(lambda row: size(sum(training_bytes(row, way) for way in ("up", "down")) / row["num_clients"]))
+}
+FEWER: dict[str, Column] = {"fewer bytes than float32": saved}
+SECONDS: dict[str, Column] = {"seconds at client / server / codec / wait": each(seconds)}
 COST: dict[str, Column] = {"client multiply-adds": each(cost)}
 MEMORY: dict[str, Column] = {"peak at client / server": each(lambda row: peak(row, "client", "server"))}
-SEPARATED: dict[str, Column] = {"against conventional, points": separated}
+SEPARATED: dict[str, Column] = {"last five against conventional": separated}
 SIMULATED: dict[str, Column] = {
     "simulated": each(lambda row: f"{row['simulated']['seconds'] / 60:.0f} min" if row.get("simulated") else "")
 }
 STATES: dict[str, Column] = {"states": states}
-SAVED: dict[str, Column] = {"fewer bytes than float32": saved, "less client computation": less}
+LESS: dict[str, Column] = {"less client computation": less}

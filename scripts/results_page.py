@@ -15,18 +15,36 @@ sys.path.append(str(ROOT / "benchmarks"))  # the cells
 import result_forms as forms
 import transport_forms as transports
 from budget import LEVELS
-from columns import BYTES, COST, DIFFERENCE, FINAL, LAST5, MEMORY, SAVED, SEPARATED, SIMULATED, STATES, WITHIN, Column, until
+from columns import (
+    BYTES,
+    COST,
+    DIFFERENCE,
+    FEWER,
+    FINAL,
+    FINAL_DIFFERENCE,
+    LAST5,
+    LESS,
+    MEMORY,
+    PER_CLIENT,
+    SECONDS,
+    SEPARATED,
+    SIMULATED,
+    STATES,
+    WITHIN,
+    Column,
+    until,
+)  # fmt: skip
 from result_rows import Row, provenance, rows
 
 TABLES: dict[str, dict[str, Column]] = {
-    "parity": LAST5 | DIFFERENCE | WITHIN | BYTES | COST,
-    "heads": LAST5 | FINAL | DIFFERENCE | BYTES | COST | MEMORY,
+    "parity": LAST5 | DIFFERENCE | WITHIN | FINAL_DIFFERENCE | BYTES | FEWER | COST,
+    "heads": LAST5 | DIFFERENCE | FINAL | FINAL_DIFFERENCE | BYTES | COST | MEMORY,
     "choices": LAST5 | DIFFERENCE | COST | BYTES,
     "schemes": LAST5 | FINAL | BYTES | SIMULATED,
-    "decoupled": LAST5 | FINAL | DIFFERENCE | BYTES | COST | MEMORY,
+    "decoupled": LAST5 | FINAL | DIFFERENCE | BYTES | PER_CLIENT | COST | MEMORY | SECONDS,
     "authors": LAST5 | FINAL | DIFFERENCE | COST | MEMORY,
-    "loss_threshold": STATES | LAST5 | SEPARATED | SAVED,
-    "asynchronous": STATES | LAST5 | DIFFERENCE | SAVED | BYTES,
+    "loss_threshold": STATES | LAST5 | SEPARATED | FEWER | LESS,
+    "asynchronous": STATES | LAST5 | DIFFERENCE | FEWER | LESS | BYTES,
     "budget": LAST5 | {f"until {100 * level:.0f} %": until(level) for level in LEVELS},
     "modalities": LAST5 | FINAL | BYTES,
 }

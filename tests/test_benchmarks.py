@@ -1,6 +1,7 @@
 """Every benchmark runs in its tiny profile, and shows there what it shows in full: the naive twin has the same weights."""
 
 import importlib
+import json
 import runpy
 import subprocess
 import sys
@@ -68,9 +69,25 @@ def test_a_row_is_found_by_its_labels_and_seed(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(FOLDER))
     rows = importlib.import_module("rows")
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
-    rows.write("x", {"what": "a", "seed": 1, "recipe": {"data_dir": "/secret"}})
+    rows.write("x", {"what": "a", "seed": 1, "recipe": {"data_dir": "/secret", "rounds": 3, "speeds": [1.0]}})
+    assert rows.written("x", {"rounds": 3, "speeds": (1.0,)}, what="a", seed=1)
+    assert not rows.written("x", {"rounds": 4}, what="a", seed=1)
     assert rows.written("x", what="a", seed=1)
     assert not rows.written("x", what="a", seed=2)
     assert not rows.written("x", what="a", seed=1, more=3)
+    assert rows.written("x", {"data_dir": None, "lr": 0.1}, what="a", seed=1)
     assert "secret" not in (tmp_path / "x.jsonl").read_text()
     assert torch.__version__ in (tmp_path / "x.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_are_of_the_cells_as_they_are_now(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    rows = importlib.import_module("rows")
+    module = importlib.import_module(name)
+    cells = module.cells()
+    path = FOLDER / "results" / f"{name}.jsonl"
+    for number, row in enumerate(map(json.loads, path.read_text().splitlines() if path.exists() else []), 1):
+        cell = next((cell for cell in cells if all(row.get(key) == value for key, value in cell.labels.items())), None)
+        assert cell, f"{name} L{number} is of no cell"
+        assert rows.same(row["recipe"], load(cell.base, **cell.fields, seed=row["seed"]).flat()), f"{name} L{number}: {cell}"

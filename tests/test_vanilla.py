@@ -55,6 +55,21 @@ def test_T1_1_one_client_equals_the_uncut_model(optimizer, tail):
     assert_same_model(result, uncut(model, clients, fields))
 
 
+def test_clients_may_learn_at_a_rate_of_their_own():
+    """One step of plain gradient descent: the top is the same bits, and the client goes twice as far."""
+    data, model = small_data(n=8), small_model()
+    clients = cl.partition.iid(data.train, num_clients=1)
+    fields = {"rounds": 1, "batch_size": 8, "num_threads": 1, "lr": 0.25, "momentum": 0.0, "warmup_rounds": 0}
+    once, twice = (
+        cl.run(cl.cut(model, "stage1.block1"), clients, scheme="vanilla", client_lr=lr, **fields) for lr in (None, 0.5)
+    )
+    assert equal(once.parts.top.state_dict(), twice.parts.top.state_dict())
+    start = dict(model.named_parameters())
+    for (name, a), b in zip(once.parts.bottom.named_parameters(), twice.parts.bottom.parameters(), strict=True):
+        assert not torch.equal(a, start[name])
+        torch.testing.assert_close(b - start[name], 2 * (a - start[name]), rtol=0, atol=1e-6)
+
+
 def test_T1_1_in_bfloat16_and_channels_last_too():
     data, model = small_data(), small_model()
     clients = cl.partition.iid(data.train, num_clients=1)

@@ -85,6 +85,7 @@ class Recipe:
     drop_last: Annotated[bool, "leave out the last incomplete training batch"] = False
     optimizer: Annotated[Literal["sgd", "adam"], "one per side"] = "sgd"
     lr: Annotated[Annotated[float, Field(ge=0)], "learning rate of both sides"] = 0.1
+    client_lr: Annotated[Annotated[float, Field(ge=0)] | None, "learning rate of the clients, if it is not the server's"] = None
     momentum: Annotated[Annotated[float, Field(ge=0, lt=1)], "of sgd"] = 0.9
     nesterov: Annotated[bool, "of sgd"] = False
     weight_decay: Annotated[Annotated[float, Field(ge=0)], "L2, of both sides"] = 0.0
