@@ -1,8 +1,9 @@
 """What more clients cost: seconds a round and the server's memory with 1, 2, 5, 10 and 20 clients, in one process and under MPI.
 
-ResNet-20, shallow cut, 256 images of CIFAR-10 for each client, batches of 32, 3 rounds, 256 test images; vanilla, U-shaped, SplitFed V1, V2
-and V3. Every process has one thread, and under MPI all ranks share this machine's cores. Seconds are the median of the second and third
-round, and the accuracies of both transports have to be the same: results/clients.jsonl.
+ResNet-20, shallow cut, 256 images of CIFAR-10 for each client, batches of 32, 3 rounds, 32 test images; vanilla, U-shaped, SplitFed V1, V2
+(one batch after the other, and those of all clients as one) and V3. Every process has one thread, and under MPI all ranks share this
+machine's cores. Seconds are the median of the second and third round, and the accuracies of both transports have to be the same:
+results/clients.jsonl.
 """
 
 import argparse
@@ -18,9 +19,10 @@ import rows
 from processes import ENVIRONMENT, cutlayer, mpiexec
 from rich.console import Console
 
-SCHEMES = ("vanilla", "u_shaped", "splitfed_v1", "splitfed_v2", "splitfed_v3")
+SCHEMES = {name: ["--scheme", name] for name in ("vanilla", "u_shaped", "splitfed_v1", "splitfed_v2", "splitfed_v3")}
+SCHEMES["splitfed_v2, concatenated"] = ["--scheme", "splitfed_v2", "--server-order", "concatenated"]
 EACH = 256  # images of a client
-SIZE = "--num-test 256 --rounds 3 --warmup-rounds 0 --batch-size 32 --evaluate-every 1".split()
+SIZE = "--num-test 32 --rounds 3 --warmup-rounds 0 --batch-size 32 --evaluate-every 1".split()
 TINY = "--data digits --num-train 64 --num-test 32 --rounds 3 --warmup-rounds 0 --model resnet8".split()
 
 
@@ -51,12 +53,12 @@ def main() -> None:
     data = ["--data-dir", args.data_dir] if args.data_dir else []
     for transport in ["inprocess"] if args.tiny else args.transports.split(","):
         for n in [2] if args.tiny else [int(n) for n in args.clients.split(",")]:
-            for scheme in SCHEMES[:1] if args.tiny else SCHEMES:
+            for scheme, own in list(SCHEMES.items())[: 1 if args.tiny else None]:
                 cell = {"transport": transport, "clients": n, "scheme": scheme}
                 if not args.tiny and rows.written("clients", **cell):
                     continue
                 size = TINY if args.tiny else [*SIZE, "--num-train", str(n * EACH), *data]
-                words = ["small-cifar10", "--scheme", scheme, "--num-threads", "1", *size]
+                words = ["small-cifar10", *own, "--num-threads", "1", *size]
                 with tempfile.TemporaryDirectory() as folder:
                     found = measure(transport, n, words, Path(folder))
                 Console().print(
