@@ -82,7 +82,8 @@ def _cell(number: int, row: Row) -> str:
     if "failed" in row:
         return f"failed L{number}"
     rounds = f"{reached(row['curve'], TARGETS[row['task']]) or '-'}, {plateau(row['curve'])}"
-    return f"{accuracy(row['accuracy_last5'])} ({rounds}) L{number}"
+    metric = "accuracy_final" if " every " in row["what"] else "accuracy_last5"  # after the average of the last round
+    return f"{accuracy(row[metric])} ({rounds}) L{number}"
 
 
 def clients(found: Sequence[Row]) -> str:
