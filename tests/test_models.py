@@ -121,6 +121,13 @@ def test_every_model_takes_both_image_shapes_and_names_existing_cuts(name: str, 
     assert not any(getattr(module, "inplace", False) for module in model.modules())
 
 
+def test_group_norm_looks_at_no_other_sample() -> None:
+    model = build_model("resnet20_group", 10, (3, 32, 32)).train()
+    x = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(model(x)[:1], model(x[:1]))
+    assert not any("running" in name for name in model.state_dict())
+
+
 # The others differ from these in depth alone.
 @pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet18", "resnet18_quarter", "resnet50", "vgg11", "lenet", "mlp"])
 def test_T15_2_parts_of_a_sequence_compose_to_the_uncut_model(name: str) -> None:

@@ -13,7 +13,18 @@ from .gin import gin
 from .heads import HEADS, build_head
 from .lenet import lenet
 from .mlp import mlp
-from .resnet import resnet8, resnet18, resnet18_quarter, resnet20, resnet32, resnet44, resnet50, resnet56, resnet110
+from .resnet import (
+    resnet8,
+    resnet18,
+    resnet18_quarter,
+    resnet20,
+    resnet20_group,
+    resnet32,
+    resnet44,
+    resnet50,
+    resnet56,
+    resnet110,
+)
 from .transformer import Transformer
 from .vgg import vgg11, vgg13
 
@@ -34,6 +45,7 @@ __all__ = [
     "resnet18",
     "resnet18_quarter",
     "resnet20",
+    "resnet20_group",
     "resnet32",
     "resnet44",
     "resnet50",
@@ -93,6 +105,7 @@ OF_TOKENS = ("transformer", "char_transformer", "bert")
 MODELS: dict[str, Entry] = {
     "resnet8": Entry(_for_images(resnet8), "CIFAR ResNet, 3 x 1 blocks"),
     "resnet20": Entry(_for_images(resnet20), "CIFAR ResNet, 3 x 3 blocks"),
+    "resnet20_group": Entry(_for_images(resnet20_group), "the same with group norm, for clients whose classes differ"),
     "resnet32": Entry(_for_images(resnet32), "CIFAR ResNet, 3 x 5 blocks"),
     "resnet44": Entry(_for_images(resnet44), "CIFAR ResNet, 3 x 7 blocks"),
     "resnet56": Entry(_for_images(resnet56), "CIFAR ResNet, 3 x 9 blocks"),
