@@ -18,8 +18,10 @@ TARGETS = {"cifar10": 0.60, "mutag": 0.85, "enzymes": 0.30, "proteins": 0.65, "i
 GIN: dict[str, Any] = {"rounds": 60, "lr_schedule": "steps"}
 TAILED = {"cut": "conv2", "tail": "readout"}
 CUTS = {"G1": "conv1", "G3": "conv4"}  # beside G2, the readout
-# no sample is normalised with others; batches of 16, because it learns slower
-GROUP: dict[str, Any] = {"model": "resnet20_group", "batch_size": 16}
+# all clients are there at every average
+EQUAL: dict[str, Any] = {"partition": "classes_equal"}
+# no sample is normalised with others; in smaller steps, because it learns slower and diverges sooner
+GROUP: dict[str, Any] = {"model": "resnet20_group", "batch_size": 16, "lr": 0.02}
 # small batches, because averages of five clients' steps are steps of five times the batch
 OFTEN: dict[str, dict[str, Any]] = {
     "vanilla, batches of 32": {"scheme": "vanilla"},
@@ -32,11 +34,16 @@ OFTEN: dict[str, dict[str, Any]] = {
     "splitfed_v2, 1 batch, concatenated": {"scheme": "splitfed_v2", "sync_every": "1 batch", "server_order": "concatenated"},
     "splitfed_v2, 5 batches, concatenated": {"scheme": "splitfed_v2", "sync_every": "5 batches", "server_order": "concatenated"},
     "dsl_fed, 1 batch, concatenated": {"scheme": "dsl_fed", "sync_every": "1 batch", "server_order": "concatenated"},
-    "splitfed_v1, 1 batch, group norm": {"scheme": "splitfed_v1", "sync_every": "1 batch", **GROUP},
-    "splitfed_v1, 5 batches, group norm": {"scheme": "splitfed_v1", "sync_every": "5 batches", **GROUP},
-    "dsl_fed, 1 batch, concatenated, group norm": {
-        "scheme": "dsl_fed", "sync_every": "1 batch", "server_order": "concatenated", **GROUP
+    "splitfed_v1, 1 batch, equal shares": {**EQUAL, "scheme": "splitfed_v1", "sync_every": "1 batch"},
+    "splitfed_v1, 5 batches, equal shares": {**EQUAL, "scheme": "splitfed_v1", "sync_every": "5 batches"},
+    "splitfed_v2, 1 batch, concatenated, equal shares": {
+        **EQUAL, "scheme": "splitfed_v2", "sync_every": "1 batch", "server_order": "concatenated",
     },
+    "dsl_fed, 1 batch, concatenated, equal shares": {
+        **EQUAL, "scheme": "dsl_fed", "sync_every": "1 batch", "server_order": "concatenated",
+    },
+    "splitfed_v1, 1 batch, equal shares, group norm": {**EQUAL, **GROUP, "scheme": "splitfed_v1", "sync_every": "1 batch"},
+    "splitfed_v1, 5 batches, equal shares, group norm": {**EQUAL, **GROUP, "scheme": "splitfed_v1", "sync_every": "5 batches"},
 }  # fmt: skip
 PERIODS = ("1 batch", "5 batches", "25 batches", "1 round", "5 rounds", "never")
 TINY = {

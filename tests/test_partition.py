@@ -16,6 +16,7 @@ MAKE = {
     "dirichlet": lambda labels, n, seed: p.dirichlet(labels, n, alpha=1.0, seed=seed, min_size=1),
     "dirichlet_equal": lambda labels, n, seed: p.dirichlet_equal(labels, n, alpha=1.0, seed=seed),
     "classes": lambda labels, n, seed: p.classes(labels, n, seed),
+    "classes_equal": lambda labels, n, seed: p.classes_equal(labels, n, seed),
     "pathological": lambda labels, n, seed: p.pathological(labels, n, 2, seed),
 }
 
@@ -29,11 +30,18 @@ def test_every_partition_of_the_table_is_tested_here():
 @settings(max_examples=25, deadline=None)
 def test_T14_1_disjoint_complete_and_deterministic(name, num_clients, seed, classes):
     labels = torch.tensor(classes)
-    if name == "classes" and num_clients > len(labels.unique()):
+    if name in ("classes", "classes_equal") and num_clients > len(labels.unique()):
         return
     first, second = (MAKE[name](labels, num_clients, seed) for _ in range(2))
     assert len(first) == num_clients
-    assert sorted(int(i) for share in first.shares for i in share) == list(range(len(labels)))
+    dealt = sorted(int(i) for share in first.shares for i in share)
+    if name == "classes_equal":
+        assert len({len(share) for share in first.shares}) == 1
+        assert len(first.shares[0]) == min(len(share) for share in p.classes(labels, num_clients).shares)
+        assert len(set(dealt)) == len(dealt)
+        assert ((first.counts > 0).sum(0) <= 1).all()
+    else:
+        assert dealt == list(range(len(labels)))
     assert all(torch.equal(a, b) for a, b in zip(first.shares, second.shares, strict=True))
     for share, counts in zip(first.shares, first.counts, strict=True):
         assert torch.equal(torch.bincount(labels[share], minlength=len(counts)), counts)

@@ -169,6 +169,16 @@ def classes(
     return _make(source, [torch.isin(labels, torch.tensor(list(group))).nonzero().flatten() for group in groups], "classes")
 
 
+def classes_equal(source: Source | Tensor, num_clients: int, seed: int = 0) -> Partition:
+    """Give each client classes of its own, and as many samples as the one with the fewest has; what is over is left out.
+
+    So that all clients are there at every average: the last averages of a round in which one of them has more batches would be its own.
+    """
+    whole = classes(source, num_clients, seed)
+    size = min(len(share) for share in whole.shares)
+    return _make(source, [share[:size] for share in whole.shares], "classes_equal")
+
+
 def pathological(source: Source | Tensor, num_clients: int, classes_per_client: int = 2, seed: int = 0) -> Partition:
     """Deal shards of the data sorted by class, `classes_per_client` to each client (McMahan et al. 2017); nothing is left over."""
     labels = _class_labels(source, "pathological")
@@ -224,6 +234,10 @@ PARTITIONS: dict[str, Entry] = {
     ),
     "classes": Entry(
         lambda s, r: classes(s, r.num_clients, r.seed), "disjoint runs of classes: 3 clients hold 4, 3 and 3 of 10"
+    ),
+    "classes_equal": Entry(
+        lambda s, r: classes_equal(s, r.num_clients, r.seed),
+        "the same, and all shares as small as the smallest: some samples are left out",
     ),
     "pathological": Entry(
         lambda s, r: pathological(s, r.num_clients, r.classes_per_client, r.seed),
