@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +12,7 @@ import rows
 
 from cutlayer.compare import compare
 from cutlayer.console import console, follow, progress_bar
-from cutlayer.errors import BadInput
+from cutlayer.errors import BadInput, RunFailed
 from cutlayer.recipes import Recipe, load
 from cutlayer.report import Run, write
 
@@ -32,9 +34,11 @@ def parser(name: str, about: str | None, seeds: str = "0") -> argparse.ArgumentP
     found = argparse.ArgumentParser(description=about)
     found.add_argument("--out", type=Path, default=Path("runs") / name, help="where runs are kept, to go on with")
     found.add_argument("--seeds", default=seeds)
-    found.add_argument("--only", default="", help="run the cells whose labels match this regular expression")
     found.add_argument(
-        "--max-minutes", type=float, help="stop at the next mark after so many minutes; the same command goes on"
+        "--only", default="", help="run the cells whose labels contain this, or match it as a regular expression"
+    )
+    found.add_argument(
+        "--max-minutes", type=float, help="stop at the next mark after so many minutes in all; the same command goes on"
     )
     found.add_argument("--data-dir")
     found.add_argument("--device", default="cpu")
@@ -51,22 +55,36 @@ def parser(name: str, about: str | None, seeds: str = "0") -> argparse.ArgumentP
 def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mapping[str, Any], title: str) -> None:
     """Run the cells that are not done, seed by seed, in the order in which they are listed, and write their rows and a report.
 
-    A run that fails, because it diverges, has a row that says so; a cell whose input cannot be had is told and has none.
+    A run that diverges has a row that says so; a cell whose input cannot be had, or that fails otherwise, is told and has none.
     """
-    chosen, finished = re.compile(args.only), list[Run]()
+    try:
+        _table(name, cells, args, tiny, title)
+    except BadInput as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from the last mark")
+        sys.exit(130)
+
+
+def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mapping[str, Any], title: str) -> None:
+    finished, chosen = list[Run](), [cell for cell in cells if matches(args.only, str(cell)) and (cell.tiny or not args.tiny)]
+    if not chosen:
+        raise BadInput(f"--only {args.only!r} matches no cell; --list prints them")
+    if not all(re.fullmatch(r"\d+", seed.strip()) for seed in args.seeds.split(",")):
+        raise BadInput(f"--seeds {args.seeds!r} are no numbers; give some like 0,1,2")
+    deadline = None if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
     for seed in [0] if args.tiny else [int(s) for s in args.seeds.split(",")]:
-        for cell in cells:
-            if (args.tiny and not cell.tiny) or not chosen.search(str(cell)):
-                continue
+        for cell in chosen:
             own = {"num_threads": 1, **tiny} if args.tiny else {"data_dir": args.data_dir}
-            own |= {"num_threads": args.num_threads} if args.num_threads else {}
+            own |= {"num_threads": args.num_threads} if args.num_threads is not None else {}
             recipe = load(cell.base, **{**cell.fields, "seed": seed, "device": args.device, **own})
             has = not args.tiny and rows.written(name, recipe.flat(), **cell.labels, seed=seed)
             if args.list or has:
                 console.print(f"{'done' if has else 'not run'}: seed {seed}, {cell}")
                 continue
+            left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
             try:
-                found, failure, complete = _run(recipe, args, f"seed {seed}, {cell}")
+                found, failure, complete = _run(recipe, args.out, left, f"seed {seed}, {cell}")
             except BadInput as error:  # shares that cannot be had, for instance
                 console.print(f"cannot be run: seed {seed}, {cell}: {error}")
                 continue
@@ -76,25 +94,33 @@ def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mappin
                 console.print(f"seed {seed}, {cell}: last five {100 * each.summary['accuracy_last5']:.2f} %, {seconds:.0f} s")
             if failure:
                 console.print(f"failed: seed {seed}, {cell}: {failure}")
-            if not complete and not failure:
+            elif not complete:
                 console.print(f"stopped in {cell}; the same command goes on")
                 return
-            if not args.tiny:
-                told = _row(found[0]) if found else {"seed": seed, "failed": failure, "recipe": recipe.flat()}
+            if not args.tiny and (found or isinstance(failure, RunFailed)):
+                told = _row(found[0]) if found else {"seed": seed, "failed": str(failure), "recipe": recipe.flat()}
                 rows.write(name, {**cell.labels, **told})
     if finished:
         console.print(f"report: {write(finished, args.out / 'report.html', title)}")
 
 
-def _run(recipe: Recipe, args: argparse.Namespace, label: str) -> tuple[list[Run], str, bool]:
+def matches(only: str, cell: str) -> bool:
+    """Return whether a cell's words contain some, or match them as a regular expression; raises BadInput if they are none."""
+    try:
+        return only in cell or bool(re.search(only, cell))
+    except re.error as error:
+        raise BadInput(f"--only {only!r} is no regular expression ({error})") from error
+
+
+def _run(recipe: Recipe, out: Path, minutes: float | None, label: str) -> tuple[list[Run], Exception | None, bool]:
     """Return the finished run, why it failed if it did, and whether there was time for all of it."""
-    failures: list[str] = []
+    failures: list[Exception] = []
     with progress_bar() as bar:
         found, complete = compare(
-            [recipe], args.out, max_minutes=args.max_minutes, progress=lambda i, r: follow(bar, label),
-            failed=lambda r, error: failures.append(str(error)),
+            [recipe], out, max_minutes=minutes, progress=lambda i, r: follow(bar, label),
+            failed=lambda r, error: failures.append(error),
         )  # fmt: skip
-    return found, "".join(failures), complete
+    return found, failures[0] if failures else None, complete
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -50,6 +50,9 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--tiny", action="store_true", help="two clients on digits, in one process, without rows")
     args = parser.parse_args()
+    for transport in args.transports.split(","):
+        if transport not in ("inprocess", "mpi"):
+            parser.error(f"--transports {transport}: take inprocess, mpi or both")
     data = ["--data-dir", args.data_dir] if args.data_dir else []
     for transport in ["inprocess"] if args.tiny else args.transports.split(","):
         for n in [2] if args.tiny else [int(n) for n in args.clients.split(",")]:

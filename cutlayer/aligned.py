@@ -1,6 +1,7 @@
 """The server's part of FSL-SAGE: a memory of activations, and heads taught to say what the top's gradient would be."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -61,7 +62,12 @@ class Aligned(ServerPart):
         z, y = self.memory[client]
         head, optimizer = self._head(server, client)
         top, o = server.top_of(client), self.options
-        with server.meter.phase("server_backward", client), still_statistics(top):
+        drawn = drawing(server.training.seed, "dropout alignment", client, server.schedule.round)
+        with (
+            server.meter.phase("server_backward", client),
+            still_statistics(top),
+            drawn if server.training.draws else nullcontext(),
+        ):
             target = gradient(server, top, z, y)
             for epoch in range(o.align_epochs):
                 draw = stream(server.training.seed, "alignment", client, server.schedule.round, epoch)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -44,8 +45,9 @@ def lr_factor(recipe: Recipe) -> Callable[[int], float]:
     return factor
 
 
-def training(recipe: Recipe, lr: float) -> Training:
-    """Return how a side takes a step under a recipe, at a learning rate of its own."""
+def training(recipe: Recipe, lr: float | None = None) -> Training:
+    """Return how a side takes a step under a recipe, at the recipe's learning rate or one of its own."""
+    lr = recipe.lr if lr is None else lr
 
     def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if recipe.optimizer == "adam":
@@ -107,6 +109,9 @@ def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Ca
     return Batches(iterate, num, num // recipe.local_epochs)
 
 
+FLOATS = ("float16", "bfloat16", "float8")
+
+
 class DataOwner(NamedTuple):
     """A client with its method and its batches."""
 
@@ -125,8 +130,13 @@ class Builder:
         self, recipe: Recipe, parts: Parts, source: Source, task: Task, meter: Meter, tick: Callable[[], None] = lambda: None
     ) -> None:
         self.recipe, self.parts, self.source, self.task, self.meter, self.tick = recipe, parts, source, task, meter, tick
-        self.training = training(recipe, recipe.lr)
-        self.client_training = self.training if recipe.client_lr is None else training(recipe, recipe.client_lr)
+        kept = {re.split("[@:]", one)[0] for one in recipe.codec.get("features", "").split("+")} <= {"", *FLOATS}
+        if getattr(parts.tail, "carries_mask", False) and not kept:
+            raise BadInput(
+                f"codec features = {recipe.codec['features']!r}: features of a text carry the attention mask, which only "
+                f"{', '.join(FLOATS)} keep; take one of them"
+            )
+        self.training, self.client_training = training(recipe), training(recipe, recipe.client_lr)
         self.method, self.options, self.how_often = (
             method_class(recipe.method),
             recipe.method_options(),

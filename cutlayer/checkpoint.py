@@ -18,8 +18,11 @@ KEEP = 2
 def _strip(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, Tensor):
         key = str(len(tensors))
-        tensors[key] = tree.detach().cpu().contiguous().clone()
-        return {"tensor": key}
+        # as they lie in memory, because sums of another layout have other last bits
+        strides = tree.stride()
+        order = sorted(range(tree.dim()), key=lambda d: -strides[d])
+        tensors[key] = tree.detach().cpu().permute(order).contiguous().clone()
+        return {"tensor": key} if order == sorted(order) else {"permuted": [key, order]}
     if isinstance(tree, dict):
         return {"dict": [[key, _strip(value, tensors)] for key, value in tree.items()]}
     if isinstance(tree, list | tuple):
@@ -31,6 +34,9 @@ def _dress(tree: Any, tensors: dict[str, Tensor]) -> Any:
     ((kind, value),) = tree.items()
     if kind == "tensor":
         return tensors[value]
+    if kind == "permuted":
+        key, order = value
+        return tensors[key].permute(sorted(range(len(order)), key=order.__getitem__))
     if kind == "dict":
         return {key: _dress(item, tensors) for key, item in value}
     if kind == "list":

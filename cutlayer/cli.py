@@ -24,6 +24,7 @@ from .console import (
 )  # fmt: skip
 from .errors import BadInput, RunFailed, unknown
 from .flags import Fields, folder_of, given, none
+from .meter import heard
 from .methods import METHODS
 from .recipes import Recipe, fields_of, load
 from .recipes.schemes import SCHEMES
@@ -243,7 +244,8 @@ def main(argv: list[str] | None = None) -> int:
         if (sys.argv[1:] if argv is None else argv) == ["--version"]:
             print(f"cutlayer {version('cutlayer')}")
             return 0
-        code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="cutlayer", description=__doc__, args=argv)
+        with heard():
+            code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="cutlayer", description=__doc__, args=argv)
         return code
     except BadInput as error:
         print(f"cutlayer: {error}", file=sys.stderr)

@@ -80,7 +80,7 @@ def compare(
 ) -> tuple[list[Run], bool]:
     """Run every recipe that is not done, in order; return what is done, and whether that is all.
 
-    A run that fails, or whose input is wrong, is told to `failed` and the others go on.
+    A run that fails, for want of memory too, or whose input is wrong, is told to `failed` and the others go on.
     After `max_minutes` the run in progress stops at its next mark.
     """
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -94,7 +94,7 @@ def compare(
             done.append(run_in(recipe, folder, progress=progress(i, recipe), deadline=deadline))
         except Paused:
             complete = False
-        except (RunFailed, BadInput) as error:
+        except (RunFailed, BadInput, RuntimeError, MemoryError, OSError) as error:  # also a card that is full
             if len(recipes) == 1 and isinstance(error, BadInput):
                 raise
             failed(recipe, error)

@@ -152,6 +152,11 @@ def baseline(run: Run, runs: Sequence[Run]) -> Run | None:
     return min(same, key=lambda r: (len(differing(run, r)), r.recipe.get("seed") != run.recipe.get("seed")))
 
 
+def comparable(run: Run, other: Run) -> bool:
+    """Return whether two runs had the same data, dealt in the same way, so that their accuracies may be set side by side."""
+    return all(run.recipe.get(k) == other.recipe.get(k) for k in ("data", "num_train", "num_clients", "partition"))
+
+
 def differing(run: Run, other: Run) -> list[str]:
     """Return the fields that both recipes have with different values, beside method and seed."""
     mine, theirs = run.recipe, other.recipe

@@ -1,9 +1,13 @@
 """What a run costs: exact bytes by direction, client and role; seconds by phase; memory by side."""
 
+import _thread
+import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -195,6 +199,30 @@ class Kept:
 
     def __del__(self) -> None:
         self.book.release(self.address)
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Let no finalizer swallow an interrupt: one that finds this thread inside of Kept.__del__ comes again a moment later."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        at = frame
+        while at is not None:
+            if at.f_code is Kept.__del__.__code__:
+                threading.Timer(0.01, _thread.interrupt_main).start()
+                return
+            at = at.f_back
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Allocated(Saved):

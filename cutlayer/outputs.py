@@ -95,11 +95,20 @@ class Outputs:
         """Write a mark from which the run goes on, bit for bit."""
         if self.out is None:
             return
-        mine = {"records": json.dumps(self.records), "elapsed": self.seconds(), "marks": self.marks + 1}
+        mine = {
+            "records": json.dumps(self.records),
+            "elapsed": self.seconds(),
+            "marks": self.marks + 1,
+            "release": self.release,
+        }
         self.marks += 1
         checkpoint.save(self.out / "marks", f"{self.marks:08d}", {"parties": parties.state(), "outputs": mine, "done": done})
 
     def load(self, state: dict[str, Any]) -> None:
+        if state.get("release", self.release) != self.release:
+            raise BadInput(
+                f"the marks in {self.out} are of other data ({state['release']}) than these ({self.release}); choose another out"
+            )
         self.records, self.elapsed, self.marks = json.loads(state["records"]), state["elapsed"], state["marks"]
         self._write_records()
 

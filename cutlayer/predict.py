@@ -43,7 +43,7 @@ class Answering:
 
     def __init__(self, recipe: Recipe, weights: Path, *, listen: str, names: list[str], tls: Tls | None) -> None:
         torch.set_num_threads(recipe.num_threads)
-        self.recipe, self.autocast = recipe, training(recipe, recipe.lr).autocast
+        self.recipe, self.autocast = recipe, training(recipe).autocast
         self.top = load_into(parts_of(recipe, data_of(recipe)).top, weights / "top.safetensors").to(recipe.device)
         mine = about(recipe)["recipe"]
         self.gate = Gate(listen, names, lambda name, hello: refusal(mine, hello.get("recipe")), tls=tls)

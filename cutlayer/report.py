@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import BadInput
-from .findings import Finding, against, baseline, findings, found, paired
+from .findings import Finding, against, baseline, comparable, findings, found, paired
 from .runs import APART, Group, Run, differences, groups_of, human, interval, payload, word
 
 __all__ = ["Run", "findings", "labels", "read", "rows", "write"]
@@ -237,7 +237,8 @@ def _said(groups: Sequence[Group]) -> str:
             other = baseline(run, runs)
             for finding in [*found(run), *(against(run, other, names[owner[id(other)].number]) if other else [])]:
                 seen.setdefault(finding.kind, []).append(finding)
-        beside = owner[id(other)] if (other := baseline(group.runs[0], runs)) else groups[0]
+        first = groups[0] if comparable(group.runs[0], groups[0].runs[0]) else group
+        beside = owner[id(other)] if (other := baseline(group.runs[0], runs)) else first
         gap = paired(group.runs, beside.runs, names[beside.number]) if beside is not group else None
         for finding, count in [*((several[0], len(several)) for several in seen.values()), *([(gap, 0)] if gap else [])]:
             often = f" ({count} of {len(group.runs)} seeds; numbers of the first.)" if count and len(group.runs) > 1 else ""

@@ -17,6 +17,7 @@ from .data.sources import Data
 from .diagnose import watch
 from .errors import BadInput, RunFailed
 from .fit import fitted
+from .meter import heard
 from .named import find, made
 from .outputs import Outputs, Result, alone_in
 from .parties import build
@@ -134,7 +135,7 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
-        with alone_in(out):
+        with heard(), alone_in(out):
             outputs = Outputs(recipe, out, clients, release)
             rounds = Rounds(recipe, source, outputs, num_steps(recipe, clients.shares), progress, deadline)
             parties = build(recipe, parts, clients, source, fitted(task, recipe, parts, source), rounds.tick)

@@ -231,9 +231,9 @@ class Server:
 
     def models(self) -> list[tuple[int, dict[str, Tensor], nn.Module]]:
         """Return the compositions to evaluate: client, its weights (none: as it was built), its top; one where all are alike."""
-        if not self.apart:
-            return [(0, self.weights, self.top)]
         clients = sorted(self.own) or sorted(self.copies)
+        if not self.apart or not clients:  # without copies or weights of their own, as local BatchNorm where there is none
+            return [(0, self.weights, self.top)]
         return [(k, {**self.weights, **self.own.get(k, {})}, self.top_of(k)) for k in clients]
 
     def note(self, name: str, value: Tensor, samples: int) -> None:

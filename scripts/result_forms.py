@@ -48,7 +48,8 @@ def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
         (
             other
             for other in reversed(found)
-            if "conventional" in (other.get("what"), other.get("configuration"))
+            if "failed" not in other
+            and "conventional" in (other.get("what"), other.get("configuration"))
             and all(other.get(key) == value for key, value in {**own, "seed": row["seed"]}.items())
         ),
         None,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from cutlayer.errors import BadInput
 from cutlayer.recipes import load
 
 FOLDER = ROOT / "benchmarks"
@@ -91,3 +92,21 @@ def test_rows_are_of_the_cells_as_they_are_now(name, monkeypatch):
         cell = next((cell for cell in cells if all(row.get(key) == value for key, value in cell.labels.items())), None)
         assert cell, f"{name} L{number} is of no cell"
         assert rows.same(row["recipe"], load(cell.base, **cell.fields, seed=row["seed"]).flat()), f"{name} L{number}: {cell}"
+
+
+def test_cells_are_chosen_by_their_words_or_an_expression_and_by_nothing_else(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    cells = importlib.import_module("cells")
+    assert cells.matches("lite + reconstruction", "lite + reconstruction, half backward")
+    assert cells.matches("^(mlp|lite)", "lite + reconstruction")
+    assert not cells.matches("deep$", "deep, mlp")
+    with pytest.raises(BadInput, match="no regular expression"):
+        cells.matches("[", "deep")
+
+
+@pytest.mark.parametrize(("flags", "said"), [(["--only", "nothing"], "matches no cell"), (["--seeds", "a"], "are no numbers")])
+def test_what_no_table_can_run_is_one_line(flags, said, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(sys, "argv", ["heads.py", "--tiny", "--out", str(tmp_path), *flags])
+    with pytest.raises(SystemExit, match=said):
+        runpy.run_path(str(FOLDER / "heads.py"), run_name="__main__")

@@ -10,7 +10,7 @@ from cutlayer.data import load
 from cutlayer.data.folder import read
 from cutlayer.errors import BadInput
 from cutlayer.recipes.recipe import make
-from cutlayer.run import run_recipe
+from cutlayer.run import Paused, run_recipe
 
 
 @pytest.fixture
@@ -81,3 +81,30 @@ def test_what_is_missing_or_damaged_is_named(root, tmp_path_factory):
         load("image_folder", str(root)).train.batch(torch.arange(12), None)
     with pytest.raises(BadInput, match="13 samples are wanted and there are 12"):
         load("image_folder", str(root), num_train=13)
+
+
+def test_another_folder_is_another_run_and_a_changed_one_is_not_gone_on_with(root, tmp_path_factory, no_figures):
+    out = tmp_path_factory.mktemp("out")
+    fields = {
+        "data": "image_folder", "model": "resnet18_quarter", "cut": "shallow", "batch_size": 6, "rounds": 2, "num_clients": 1,
+        "num_threads": 1,
+    }  # fmt: skip
+    recipe = make({**fields, "data_dir": str(root)})
+    assert recipe.digest() != make({**fields, "data_dir": str(root.parent)}).digest()
+    with pytest.raises(Paused):
+        run_recipe(recipe, out, deadline=0.0)
+    (root / "train" / "dark" / "0.jpg").unlink()
+    with pytest.raises(BadInput, match="are of other data"):
+        run_recipe(recipe, out)
+
+
+def test_sixteen_bits_are_scaled_and_whatever_a_decoder_says_names_the_file(tmp_path, monkeypatch):
+    Image.fromarray(np.full((300, 300), 32768, np.uint16)).save(tmp_path / "deep.png")
+    assert (read(tmp_path / "deep.png", None, 224) == 128).all()
+
+    def broken(path):
+        raise SyntaxError("broken PNG file")
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(BadInput, match=r"deep.png cannot be read as an image \(broken PNG file\)"):
+        read(tmp_path / "deep.png", None, 224)

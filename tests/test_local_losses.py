@@ -253,3 +253,15 @@ def test_one_sample_that_an_alignment_leaves_over_goes_with_the_others():
 def test_personal_heads_of_one_shared_model_are_refused():
     with pytest.raises(BadInput, match="aligned heads are personal"):
         make({"method": "fsl_sage", "schedule": "relay", "hand_over": "shared", "num_clients": 2})
+
+
+def test_dropout_while_heads_are_aligned_is_drawn_from_the_seed():
+    model, data = small_model(), small_data()
+    model.hidden.append(nn.Dropout(0.5))
+    clients = cl.partition.contiguous(data.train, num_clients=2)
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        result = cl.run(cl.cut(model, "stage1.block1"), clients, scheme="fsl_sage", align_rounds=1, **{**QUICK, **HEAD})
+        found.append(result.modules["bottom"].state_dict())
+    assert equal(*found)

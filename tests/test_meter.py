@@ -1,6 +1,7 @@
 """What is measured: memory by side against ResNet-110 worked out by hand, seconds by phase, bytes by role."""
 
 import gc
+import signal
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 import cutlayer as cl
 from cutlayer.cut import Smashed
-from cutlayer.meter import Meter, Saved, owned_bytes
+from cutlayer.meter import Kept, Meter, Saved, heard, owned_bytes
 from cutlayer.wire import Message, pack
 
 MIB = 1 << 20
@@ -202,3 +203,20 @@ def test_a_whole_batch_is_measured_and_the_server_too_where_not_every_batch_is_s
     sparse = cl.run(parts, whole, scheme="dsl", auxiliary="linear", send_every=2, **how).summary
     assert sparse["peak_memory_bytes"]["server"] > 0
     assert sparse["held_byte_seconds"]["server"] > 0
+
+
+def test_an_interrupt_inside_of_a_finalizer_is_heard():
+    """Python swallows what a finalizer raises, and the run would go on."""
+
+    class Book:
+        def release(self, address):
+            signal.raise_signal(signal.SIGINT)
+
+    def let_go():
+        kept = Kept(torch.zeros(1), Book(), 0)
+        del kept
+        for _ in range(500):
+            time.sleep(0.01)
+
+    with heard(), pytest.raises(KeyboardInterrupt):
+        let_go()

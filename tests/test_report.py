@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cutlayer.errors import BadInput
-from cutlayer.findings import against, baseline, paired
+from cutlayer.findings import against, baseline, comparable, paired
 from cutlayer.report import Run, findings, labels, read, rows, write
 from cutlayer.runs import human
 
@@ -280,6 +280,12 @@ def test_clients_that_have_not_learned_for_long_are_told() -> None:
     assert any("have not learned since round 1 of 10" in text for text in findings(run))
     run.records[-3]["state"] = 0.0
     assert not any("have not learned" in text for text in findings(run))
+
+
+def test_other_data_or_other_shares_are_not_set_side_by_side() -> None:
+    assert comparable(made("auxiliary_loss", data="digits"), made(data="digits"))
+    assert not comparable(made("auxiliary_loss", data="digits"), made(data="breast_cancer"))
+    assert not comparable(made(num_clients=2), made(num_clients=1))
 
 
 def test_seeds_are_compared_in_pairs() -> None:

@@ -249,3 +249,19 @@ def test_a_folder_where_another_process_is_at_work_is_refused(words, tmp_path, c
     with alone_in(tmp_path):
         assert main([*words, "--out", str(tmp_path)]) == 2
     assert f"another process is at work in {tmp_path}" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_mark_keeps_how_a_tensor_lies_in_memory(tmp_path):
+    """Sums over another layout have other last bits."""
+    plain = torch.randn(2, 3, 4, 5)
+    tree = {
+        "nhwc": plain.to(memory_format=torch.channels_last),
+        "plain": plain,
+        "turned": plain.permute(3, 1, 0, 2),
+        "one": torch.tensor(2.0),
+    }
+    checkpoint.save(tmp_path, "1", tree)
+    found = checkpoint.load(tmp_path / "1")
+    for name, tensor in tree.items():
+        assert torch.equal(found[name], tensor)
+        assert found[name].stride() == tensor.stride(), name

@@ -294,3 +294,9 @@ def test_fedprox_does_not_draw_a_top_that_receives_no_weights(fields, monkeypatc
     monkeypatch.setattr(Server, "step", step)
     cl.run(cl.cut(small_model(), "stage1.block1"), two_unequal(), fedprox=0.1, **fields, **QUICK)
     assert servers[-1].anchors == {}
+
+
+def test_local_batch_norm_where_there_is_none_is_one_model():
+    model = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU()), nn.Linear(8, 4))
+    result = cl.run(cl.cut(model, "0"), two_unequal(), scheme="splitfed_v2", batch_norm="local", **QUICK)
+    assert 0 <= result.summary["accuracy_final"] <= 1

@@ -101,6 +101,14 @@ def test_u_shaped_the_classifier_stays_with_the_labels(causal):
     assert "labels" not in u_shaped.summary["bytes"]["up"]
 
 
+def test_what_would_change_a_mask_among_features_is_refused():
+    clients = cl.partition.iid(data().train, num_clients=1)
+    parts = cl.cut(model(), "block1", "last")
+    with pytest.raises(BadInput, match=r"features = 'top_k@0\.5': features of a text carry the attention mask"):
+        cl.run(parts, clients, scheme="u_shaped", codec={"features": "top_k@0.5"}, **QUICK)
+    cl.run(parts, clients, scheme="u_shaped", codec={"features": "float8"}, **QUICK)
+
+
 def test_ADC_sends_a_fraction_of_samples_and_tokens_and_trains():
     clients = cl.partition.iid(data().train, num_clients=1)
     parts = cl.cut(model(), "block2")

@@ -28,7 +28,7 @@ DATASETS: dict[str, Entry] = {
     "image_folder": Entry(
         folder.image_folder, "your own images: DATA_DIR/train/CLASS/*.jpg and DATA_DIR/val/CLASS/*.jpg, read at 224x224"
     ),
-    "sst2": Entry(text.sentences, "67,000 phrases of film reviews, 2 classes, as word numbers (n, 64)"),
+    "sst2": Entry(text.sentences, "60,600 phrases of film reviews, 2 classes, as word numbers (n, 64)"),
     "agnews": Entry(text.sentences, "17,601 news texts, 4 classes, as word numbers (n, 64)"),
     "shakespeare": Entry(text.shakespeare, "1.1 million characters in pieces of 64, the next character of each"),
     "adult": Entry(tables.adult, "48,842 people, 14 attributes, income above 50,000 dollars or not"),

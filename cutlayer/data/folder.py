@@ -1,5 +1,6 @@
 """Folders of images of any size, one folder for each class, read from disk batch by batch."""
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..errors import BadInput
@@ -82,8 +83,10 @@ def read(path: Path, draw: Tensor | None, side: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+            deep = opened.mode.startswith("I")  # 16 bits, which convert would clip
+            image = Image.fromarray((np.asarray(opened) / 256).clip(0, 255).astype(np.uint8)) if deep else opened
+            image = image.convert("RGB")
+    except Exception as error:  # whatever a decoder raises on a damaged file
         raise BadInput(f"{path} cannot be read as an image ({error}); delete or replace it") from error
     width, height = image.size
     if draw is None:
@@ -120,7 +123,10 @@ def image_folder(name: str, data_dir: str | None, augment: bool) -> Data:
             f"{root}: train/ and {held.name}/ need the same classes as folders; only one of them has {', '.join(odd)}"
         )
     test = _split(held, classes, False, None)
-    return Data(name, _split(root / "train", classes, augment, test), test, len(classes), f"images in {root.name}/")
+    train = _split(root / "train", classes, augment, test)
+    files = sorted((str(path.relative_to(root)), path.stat().st_size) for path in (*train.paths, *test.paths))
+    what = hashlib.sha256(repr(files).encode()).hexdigest()[:12]
+    return Data(name, train, test, len(classes), f"{len(files)} images in {root.name}/, sha256 of names and sizes {what}")
 
 
 def _split(folder: Path, classes: Sequence[str], augment: bool, held_out: Folder | None) -> Folder:

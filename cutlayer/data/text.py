@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import BadInput
 from .files import needed, reading, release_of
 from .sources import Data, Tensors
 
@@ -40,6 +41,10 @@ def sentences(name: str, data_dir: str | None, augment: bool) -> Data:
     number = {word: i for i, word in enumerate(known, 2)}
     sources: list[Tensors] = []
     for rows in reversed(splits):
+        odd = sorted({label for _, label in rows} - set(classes))
+        if odd or not rows:
+            what = f"the label {odd[0]!r}" if odd else "no text"
+            raise BadInput(f"{name}: {needed(data_dir, FILES[name][0]).parent} has {what}; get the files again")
         x = torch.stack([_numbers(words(text), number) for text, _ in rows])
         y = torch.tensor([classes.index(label) for _, label in rows])
         sources.append(Tensors(x, y, len(classes), held_out=sources[0] if sources else None, vocabulary=VOCABULARY))

@@ -170,7 +170,9 @@ class Top(nn.Module):
 
 
 class Last(nn.Module):
-    """The classifier as a tail: takes features (N, T, D + 1) whose last one is the mask."""
+    """The classifier as a tail: takes features (N, T, D + 1) whose last one is the mask, which a codec must not change."""
+
+    carries_mask = True
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()

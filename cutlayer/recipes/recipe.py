@@ -158,7 +158,9 @@ class Recipe:
 
     def digest(self) -> str:
         """Return the SHA-256 of the sorted recipe without where it runs and lies."""
-        kept = {k: v for k, v in self.flat().items() if k not in ("data_dir", "device", "transport", "name", "scheme")}
+        away = {"data_dir", "device", "transport", "name", "scheme"}
+        away -= {"data_dir"} if self.data == "image_folder" else set()  # a folder of one's own is the data set
+        kept = {k: v for k, v in self.flat().items() if k not in away}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
