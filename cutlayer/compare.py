@@ -23,6 +23,8 @@ def cells(fields: Mapping[str, Any], over: Over, seeds: Sequence[int]) -> Iterat
     Options that belong to another method or schedule than the cell's are left out, so heads can be compared beside backprop.
     Raises BadInput as `recipes.make` does, and for an option that no cell has.
     """
+    if "data_dir" in over:
+        raise BadInput("data_dir: where data lie is not part of a recipe, so all cells would be one; compare in two folders")
     products = [dict(zip([*over, "seed"], values, strict=True)) for values in itertools.product(*over.values(), seeds)]
     had = [options_of(fields, {k: v for k, v in changes.items() if k in FIELDS}) for changes in products]
     known = set(FIELDS).union(*had)

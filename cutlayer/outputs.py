@@ -65,11 +65,19 @@ class Outputs:
         self.provenance = provenance()  # now, because files may change while a long run goes on
         if out is not None:
             check_folder(recipe, out)
+            if (out / "summary.json").exists():
+                self._same_data(json.loads((out / "summary.json").read_text()).get("release", release))
             out.mkdir(parents=True, exist_ok=True)
             write(out / "recipe.toml", to_toml(recipe.flat()))
             save_partition(clients, out / "partition.json")
             if not checkpoint.marks(out / "marks") and not (out / "summary.json").exists():
                 (out / "records.jsonl").write_text("")
+
+    def _same_data(self, release: str) -> None:
+        if release != self.release:
+            raise BadInput(
+                f"{self.out} holds a run on other data ({release}) than these ({self.release}); choose another --out"
+            )
 
     def seconds(self) -> float:
         return self.elapsed + time.perf_counter() - self.began
@@ -105,10 +113,7 @@ class Outputs:
         checkpoint.save(self.out / "marks", f"{self.marks:08d}", {"parties": parties.state(), "outputs": mine, "done": done})
 
     def load(self, state: dict[str, Any]) -> None:
-        if state.get("release", self.release) != self.release:
-            raise BadInput(
-                f"the marks in {self.out} are of other data ({state['release']}) than these ({self.release}); choose another out"
-            )
+        self._same_data(state.get("release", self.release))
         self.records, self.elapsed, self.marks = json.loads(state["records"]), state["elapsed"], state["marks"]
         self._write_records()
 

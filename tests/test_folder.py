@@ -6,6 +6,7 @@ import torch
 from conftest import equal
 from PIL import Image
 
+from cutlayer.compare import cells
 from cutlayer.data import load
 from cutlayer.data.folder import read
 from cutlayer.errors import BadInput
@@ -90,12 +91,15 @@ def test_another_folder_is_another_run_and_a_changed_one_is_not_gone_on_with(roo
         "num_threads": 1,
     }  # fmt: skip
     recipe = make({**fields, "data_dir": str(root)})
-    assert recipe.digest() != make({**fields, "data_dir": str(root.parent)}).digest()
     with pytest.raises(Paused):
         run_recipe(recipe, out, deadline=0.0)
+    run_recipe(recipe, out.parent / "finished")
     (root / "train" / "dark" / "0.jpg").unlink()
-    with pytest.raises(BadInput, match="are of other data"):
-        run_recipe(recipe, out)
+    for folder in (out, out.parent / "finished"):
+        with pytest.raises(BadInput, match="holds a run on other data"):
+            run_recipe(recipe, folder)
+    with pytest.raises(BadInput, match="data_dir: where data lie is not part of a recipe"):
+        list(cells({}, {"data_dir": ["a", "b"]}, [0]))
 
 
 def test_sixteen_bits_are_scaled_and_whatever_a_decoder_says_names_the_file(tmp_path, monkeypatch):

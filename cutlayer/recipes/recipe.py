@@ -158,9 +158,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Return the SHA-256 of the sorted recipe without where it runs and lies."""
-        away = {"data_dir", "device", "transport", "name", "scheme"}
-        away -= {"data_dir"} if self.data == "image_folder" else set()  # a folder of one's own is the data set
-        kept = {k: v for k, v in self.flat().items() if k not in away}
+        kept = {k: v for k, v in self.flat().items() if k not in ("data_dir", "device", "transport", "name", "scheme")}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
