@@ -16,7 +16,10 @@ import rows
 from processes import ENVIRONMENT, cutlayer, mpiexec
 from rich.console import Console
 
-SCHEMES = {"conventional": ["--scheme", "vanilla"], "decoupled": ["--scheme", "dsl_seq", "--auxiliary", "mlp"]}
+SCHEMES = {
+    "conventional": ["--scheme", "vanilla"],
+    "decoupled": ["--scheme", "dsl_seq", "--auxiliary", "mlp", "--reconstruction", "none", "--aux-weight", "1.0"],
+}
 SIZE = "--num-train 10000 --num-test 500 --evaluate-every 1 --rounds 2 --warmup-rounds 0".split()
 TINY = "--data digits --num-train 128 --model resnet8 --num-test 64 --rounds 2 --warmup-rounds 0".split()
 
