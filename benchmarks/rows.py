@@ -14,9 +14,18 @@ MACHINE = {"data_dir", "device", "num_threads"}  # fields that say where a run w
 
 def written(name: str, recipe: Mapping[str, Any] | None = None, **labels: Any) -> bool:
     """Return whether results/<name>.jsonl has a row with these labels, of this recipe as far as the row knows its fields."""
+    return any(labelled(row, labels) and (not recipe or same(row["recipe"], recipe)) for row in read(name))
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """Return the rows of a results file, oldest first."""
     path = RESULTS / f"{name}.jsonl"
-    found = map(json.loads, path.read_text().splitlines() if path.exists() else [])
-    return any(all(row.get(k) == v for k, v in labels.items()) and (not recipe or same(row["recipe"], recipe)) for row in found)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def labelled(row: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
+    """Return whether a row has all of these values."""
+    return all(row.get(key) == value for key, value in labels.items())
 
 
 def same(row: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:

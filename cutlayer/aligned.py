@@ -1,7 +1,6 @@
 """The server's part of FSL-SAGE: a memory of activations, and heads taught to say what the top's gradient would be."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -62,12 +61,8 @@ class Aligned(ServerPart):
         z, y = self.memory[client]
         head, optimizer = self._head(server, client)
         top, o = server.top_of(client), self.options
-        drawn = drawing(server.training.seed, "dropout alignment", client, server.schedule.round)
-        with (
-            server.meter.phase("server_backward", client),
-            still_statistics(top),
-            drawn if server.training.draws else nullcontext(),
-        ):
+        drawn = server.training.dropout("alignment", client, server.schedule.round)
+        with server.meter.phase("server_backward", client), still_statistics(top), drawn:
             target = gradient(server, top, z, y)
             for epoch in range(o.align_epochs):
                 draw = stream(server.training.seed, "alignment", client, server.schedule.round, epoch)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -27,6 +26,8 @@ from .streams import drawing, stream
 from .task import Batch, Task
 from .training import Training
 from .wire import Codecs
+
+FLOATS = ("float16", "bfloat16", "float8")  # codecs that keep 0 and 1
 
 
 def lr_factor(recipe: Recipe) -> Callable[[int], float]:
@@ -109,9 +110,6 @@ def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Ca
     return Batches(iterate, num, num // recipe.local_epochs)
 
 
-FLOATS = ("float16", "bfloat16", "float8")
-
-
 class DataOwner(NamedTuple):
     """A client with its method and its batches."""
 
@@ -130,7 +128,7 @@ class Builder:
         self, recipe: Recipe, parts: Parts, source: Source, task: Task, meter: Meter, tick: Callable[[], None] = lambda: None
     ) -> None:
         self.recipe, self.parts, self.source, self.task, self.meter, self.tick = recipe, parts, source, task, meter, tick
-        kept = {re.split("[@:]", one)[0] for one in recipe.codec.get("features", "").split("+")} <= {"", *FLOATS}
+        kept = {one.partition("@")[0] for one in recipe.codec.get("features", "").split("+")} <= {"", *FLOATS}
         if getattr(parts.tail, "carries_mask", False) and not kept:
             raise BadInput(
                 f"codec features = {recipe.codec['features']!r}: features of a text carry the attention mask, which only "

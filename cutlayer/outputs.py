@@ -65,19 +65,12 @@ class Outputs:
         self.provenance = provenance()  # now, because files may change while a long run goes on
         if out is not None:
             check_folder(recipe, out)
-            if (out / "summary.json").exists():
-                self._same_data(json.loads((out / "summary.json").read_text()).get("release", release))
+            check_data(release, out)
             out.mkdir(parents=True, exist_ok=True)
             write(out / "recipe.toml", to_toml(recipe.flat()))
-            save_partition(clients, out / "partition.json")
+            save_partition(clients, out / "partition.json", release)
             if not checkpoint.marks(out / "marks") and not (out / "summary.json").exists():
                 (out / "records.jsonl").write_text("")
-
-    def _same_data(self, release: str) -> None:
-        if release != self.release:
-            raise BadInput(
-                f"{self.out} holds a run on other data ({release}) than these ({self.release}); choose another --out"
-            )
 
     def seconds(self) -> float:
         return self.elapsed + time.perf_counter() - self.began
@@ -103,17 +96,11 @@ class Outputs:
         """Write a mark from which the run goes on, bit for bit."""
         if self.out is None:
             return
-        mine = {
-            "records": json.dumps(self.records),
-            "elapsed": self.seconds(),
-            "marks": self.marks + 1,
-            "release": self.release,
-        }
+        mine = {"records": json.dumps(self.records), "elapsed": self.seconds(), "marks": self.marks + 1}
         self.marks += 1
         checkpoint.save(self.out / "marks", f"{self.marks:08d}", {"parties": parties.state(), "outputs": mine, "done": done})
 
     def load(self, state: dict[str, Any]) -> None:
-        self._same_data(state.get("release", self.release))
         self.records, self.elapsed, self.marks = json.loads(state["records"]), state["elapsed"], state["marks"]
         self._write_records()
 
@@ -251,6 +238,14 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
         raise BadInput(f"{folder} holds a recipe of another version ({error}); choose another --out, or delete it") from error
     if other != recipe.digest():
         raise BadInput(f"{folder} holds another recipe; choose another --out, or delete it")
+
+
+def check_data(release: str, folder: Path) -> None:
+    """Raise BadInput if a folder holds a run on other data."""
+    written = folder / "partition.json"
+    other = json.loads(written.read_text()).get("release", release) if written.exists() else release
+    if other != release:
+        raise BadInput(f"{folder} holds a run on other data ({other}) than these ({release}); choose another --out")
 
 
 def provenance() -> dict[str, Any]:

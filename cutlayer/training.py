@@ -36,9 +36,17 @@ class Training:
         Without a graph if so wanted, and without a trace in running statistics.
         """
         still = nullcontext() if statistics else still_statistics(module)
-        drawn = drawing(self.seed, f"dropout {part}", client, round, step) if self.draws else nullcontext()
-        with drawn, still, self.autocast(), torch.set_grad_enabled(graph and torch.is_grad_enabled()):
+        with (
+            self.dropout(part, client, round, step),
+            still,
+            self.autocast(),
+            torch.set_grad_enabled(graph and torch.is_grad_enabled()),
+        ):
             yield
+
+    def dropout(self, part: str, client: int, round: int, step: int = 0) -> AbstractContextManager[None]:
+        """Let layers that draw, as dropout does, draw from a stream of this part, client, round and step."""
+        return drawing(self.seed, f"dropout {part}", client, round, step) if self.draws else nullcontext()
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         optimizer = self.make_optimizer([{"params": list(module.parameters())}])

@@ -7,7 +7,8 @@ from statistics import mean
 
 from cells import reached
 from result_rows import Row, client_macs, client_share, training_bytes
-from scipy import stats
+
+from cutlayer.runs import interval
 
 Pair = tuple[Row, Row | None]
 Column = Callable[[Sequence[Pair]], str]
@@ -23,15 +24,6 @@ def accuracy(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def student(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the half-width of its 95 % interval, infinite where there is one value."""
-    n, middle = len(values), mean(values)
-    if n < 2:
-        return middle, math.inf
-    sd = math.sqrt(sum((value - middle) ** 2 for value in values) / (n - 1))
-    return middle, stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n)
-
-
 def points(pairs: Sequence[Pair], metric: str = "accuracy_last5") -> list[float]:
     """Return by how many points the accuracy of a run differs, for each seed."""
     return [100 * (row[metric] - base[metric]) for row, base in pairs if base and base is not row]
@@ -42,14 +34,19 @@ def difference(pairs: Sequence[Pair], metric: str = "accuracy_last5") -> str:
     found = points(pairs, metric)
     if not found:
         return ""
-    middle, half = student(found)
-    return f"{middle:+.2f} (one seed)" if math.isinf(half) else f"{middle:+.2f} ± {half:.2f}"
+    if len(found) < 2:
+        return f"{found[0]:+.2f} (one seed)"
+    middle, half = interval(found)
+    return f"{middle:+.2f} ± {half:.2f}"
 
 
 def separated(pairs: Sequence[Pair], at: float = -0.5) -> str:
     """Return the difference, and whether its interval says nothing of a loss of half a point."""
-    middle, half = student(points(pairs) or [0.0])
-    return f"{difference(pairs)}{', not separated' if points(pairs) and abs(middle - at) <= half else ''}"
+    found = points(pairs)
+    if not found:
+        return ""
+    middle, half = interval(found) if len(found) > 1 else (found[0], math.inf)
+    return f"{difference(pairs)}{', not separated' if abs(middle - at) <= half else ''}"
 
 
 def within(pairs: Sequence[Pair]) -> str:
@@ -57,7 +54,7 @@ def within(pairs: Sequence[Pair]) -> str:
     found = points(pairs)
     if len(found) < 2:
         return ""
-    middle, half = student(found)
+    middle, half = interval(found)
     return f"{abs(middle) + half:.2f}"
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from cells import Cell, plateau, reached
 from columns import BYTES, Column, accuracy, peak, size
 from result_rows import Row
-from slperf import TARGETS
+from rows import labelled
+from slperf import TARGETS, cells as slperf_cells
 
 MISSING = 12  # so many cells that were not run are named one by one
 
@@ -17,7 +18,7 @@ def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> st
     heads = [*cells[0].labels, *columns, "rows"]
     lines, missing = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"], []
     for cell in cells:
-        mine = {row["seed"]: (i, row) for i, row in enumerate(found, 1) if labelled(row, cell)}
+        mine = {row["seed"]: (i, row) for i, row in enumerate(found, 1) if labelled(row, cell.labels)}
         if not mine:
             missing.append(str(cell))
             continue
@@ -37,10 +38,6 @@ def absent(name: str, missing: Sequence[str], wanted: int) -> str:
     return f"\n\nNot run: {len(missing)} of {wanted} cells{rest}; `python benchmarks/{name}.py` runs them."
 
 
-def labelled(row: Row, cell: Cell) -> bool:
-    return all(row.get(key) == value for key, value in cell.labels.items())
-
-
 def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
     """Return the conventional run of a row's seed, which is the same for all cuts."""
     own = {key: value for key, value in cell.labels.items() if key not in ("what", "configuration", "cut")}
@@ -50,7 +47,7 @@ def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
             for other in reversed(found)
             if "failed" not in other
             and "conventional" in (other.get("what"), other.get("configuration"))
-            and all(other.get(key) == value for key, value in {**own, "seed": row["seed"]}.items())
+            and labelled(other, {**own, "seed": row["seed"]})
         ),
         None,
     )
@@ -58,9 +55,7 @@ def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
 
 def slperf(found: Sequence[Row]) -> str:
     """Return a line for each task and scheme, with the last five accuracies and the line of the row under every partition."""
-    cells = [
-        tuple(cell.labels[key] for key in ("task", "what", "partition")) for cell in importlib.import_module("slperf").cells()
-    ]
+    cells = [tuple(cell.labels[key] for key in ("task", "what", "partition")) for cell in slperf_cells()]
     partitions = list(dict.fromkeys(partition for _, _, partition in cells))
     newest = {(row["task"], row["what"], row["partition"]): (i, row) for i, row in enumerate(found, 1)}
     heads = ["task", "what", *(f"{partition}, %" for partition in partitions), "up / down", "seconds"]

@@ -1,23 +1,20 @@
 """Rows of results, and the figures of a row that several tables and drawings show."""
 
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # their cells, and what reads and writes rows
+
+from rows import read
+
 Row = dict[str, Any]
-
-
-def rows(name: str) -> list[Row]:
-    """Return the rows of a results file, oldest first."""
-    path = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def finished(name: str) -> list[Row]:
     """Return the rows of runs that did not fail."""
-    return [row for row in rows(name) if "failed" not in row]
+    return [row for row in read(name) if "failed" not in row]
 
 
 def training_bytes(row: Row, way: str) -> int:

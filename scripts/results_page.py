@@ -34,7 +34,8 @@ from columns import (
     Column,
     until,
 )  # fmt: skip
-from result_rows import Row, provenance, rows
+from result_rows import Row, provenance
+from rows import read
 
 TABLES: dict[str, dict[str, Column]] = {
     "parity": LAST5 | DIFFERENCE | WITHIN | FINAL_DIFFERENCE | BYTES | FEWER | COST,
@@ -57,16 +58,14 @@ FORMS: dict[str, Callable[[Sequence[Row]], str]] = {
 
 def table(name: str) -> str:
     """Return the table of a file of rows and where they are from."""
-    found = rows(name)
+    found = read(name)
     return f"{FORMS[name](found)}\n\n{provenance(name, found)}" if found else f"Not run: `python benchmarks/{name}.py`."
 
 
 def page() -> str:
     """Return the page."""
     text = (ROOT / "scripts" / "results.md").read_text()
-    for line in re.findall(r"!\[.*\n\n", text):
-        drawn = ROOT / "docs" / re.search(r"\((.*)\)", line)[1]  # type: ignore[index]
-        text = text if drawn.exists() else text.replace(line, "")
+    text = re.sub(r"!\[.*\]\((.*)\)\n\n", lambda found: found[0] if (ROOT / "docs" / found[1]).exists() else "", text)
     return re.sub(r"\{\{ (\w+) \}\}", lambda found: table(found[1]), text)
 
 

@@ -1,7 +1,6 @@
 """Every benchmark runs in its tiny profile, and shows there what it shows in full: the naive twin has the same weights."""
 
 import importlib
-import json
 import runpy
 import subprocess
 import sys
@@ -85,11 +84,9 @@ def test_a_row_is_found_by_its_labels_and_seed(monkeypatch, tmp_path):
 def test_rows_are_of_the_cells_as_they_are_now(name, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     rows = importlib.import_module("rows")
-    module = importlib.import_module(name)
-    cells = module.cells()
-    path = FOLDER / "results" / f"{name}.jsonl"
-    for number, row in enumerate(map(json.loads, path.read_text().splitlines() if path.exists() else []), 1):
-        cell = next((cell for cell in cells if all(row.get(key) == value for key, value in cell.labels.items())), None)
+    cells = importlib.import_module(name).cells()
+    for number, row in enumerate(rows.read(name), 1):
+        cell = next((cell for cell in cells if rows.labelled(row, cell.labels)), None)
         assert cell, f"{name} L{number} is of no cell"
         assert rows.same(row["recipe"], load(cell.base, **cell.fields, seed=row["seed"]).flat()), f"{name} L{number}: {cell}"
 

@@ -91,8 +91,8 @@ def tudataset(name: str, data_dir: str | None, augment: bool) -> Data:
     path = needed(data_dir, f"tudataset/{file}", file, remedy=remedy)
     with reading(path):
         x, edges, labels = read(path, COLLECTION[name])
-    where = np.arange(len(labels))
-    train, test = train_test_split(where, test_size=0.1, random_state=SPLIT_SEED, stratify=labels)
+        where = np.arange(len(labels))
+        train, test = train_test_split(where, test_size=0.1, random_state=SPLIT_SEED, stratify=labels)
     num_classes = int(labels.max()) + 1
     splits = [([x[i] for i in part], [edges[i] for i in part], torch.from_numpy(labels[part])) for part in (train, test)]
     held_out = Graphs(*splits[1], num_classes)

@@ -256,9 +256,10 @@ def split(source: Source, recipe: Any) -> Partition:
     )
 
 
-def save(partition: Partition, path: Path) -> None:
-    """Write the shares and their class counts as JSON."""
-    shares = [share.tolist() for share in partition.shares]
-    path.write_text(
-        json.dumps({"name": partition.name, "tries": partition.tries, "counts": partition.counts.tolist(), "shares": shares})
-    )
+def save(partition: Partition, path: Path, release: str = "") -> None:
+    """Write the shares, their class counts and of which release of the data they are, as JSON."""
+    shares, counts = [share.tolist() for share in partition.shares], partition.counts.tolist()
+    told = {"name": partition.name, "tries": partition.tries, "release": release, "counts": counts, "shares": shares}
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(told))
+    new.replace(path)  # whole or not at all: it is read when a run goes on
