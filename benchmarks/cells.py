@@ -47,6 +47,11 @@ def parser(name: str, about: str | None, seeds: str = "0") -> argparse.ArgumentP
         type=int,
         help="of every run; with 1, start the command once for each core: it takes the cells that nobody runs",
     )
+    found.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="of every run instead of the cell's, where a processor has no bfloat16; rows tell it, and are compared within it",
+    )
     found.add_argument("--list", action="store_true", help="print the cells and which of them are done, and run nothing")
     found.add_argument("--tiny", action="store_true", help="seconds, a few cells on bundled data, to see that it works")
     return found
@@ -76,7 +81,7 @@ def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Map
     for seed in [0] if args.tiny else [int(s) for s in args.seeds.split(",")]:
         for cell in chosen:
             own = {"num_threads": 1, **tiny} if args.tiny else {"data_dir": args.data_dir}
-            own |= {"num_threads": args.num_threads} if args.num_threads is not None else {}
+            own |= {name: value for name in ("num_threads", "precision") if (value := getattr(args, name)) is not None}
             recipe = load(cell.base, **{**cell.fields, "seed": seed, "device": args.device, **own})
             has = not args.tiny and rows.written(name, recipe.flat(), **cell.labels, seed=seed)
             if args.list or has:

@@ -9,7 +9,7 @@ from typing import Any
 from cutlayer.outputs import provenance
 
 RESULTS = Path(__file__).parent / "results"
-MACHINE = {"data_dir", "device", "num_threads"}  # fields that say where a run was, not what it was
+MACHINE = {"data_dir", "device", "num_threads", "precision"}  # fields that say where a run was, not what it was
 
 
 def written(name: str, recipe: Mapping[str, Any] | None = None, **labels: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -59,6 +60,9 @@ def training(recipe: Recipe, lr: float | None = None) -> Training:
 
     device = torch.device(recipe.device).type
     bf16 = recipe.precision == "bfloat16"
+    if bf16 and device == "cpu" and torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        slow = "precision = bfloat16: this processor has no instructions for it and may take ten times as long as in float32"
+        warnings.warn(f"{slow}; choose precision = float32", RuntimeWarning, stacklevel=1)  # once, wherever it is from
     autocast = partial(torch.autocast, device, dtype=torch.bfloat16) if bf16 else nullcontext
     return Training(make, lr_factor(recipe), recipe.clip, recipe.fedprox, recipe.seed, not recipe.overlap, autocast)
 

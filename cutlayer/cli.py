@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -70,6 +71,7 @@ def run_mpi(made: Recipe, recipe: str, folder: Path) -> int:
     from . import cluster
 
     if cluster.rank():
+        warnings.simplefilter("ignore")  # rank 0 says it
         try:
             cluster.run(made, folder)
         except Exception as error:
@@ -227,6 +229,9 @@ def _seeds(text: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 ok, 1 failure in the run, 2 bad input, 130 interrupted."""
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"cutlayer: {message}\n"
+    )  # a line as errors are, without where in the code
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # package.module:object may lie where one is
     try:

@@ -64,10 +64,11 @@ def crossing(row: Row) -> int:
 
 
 def saved(pairs: Sequence[Pair]) -> str:
-    """Return how many times fewer bytes cross than in the conventional run with its bfloat16 values as float32."""
+    """Return how many times fewer bytes cross than in the conventional run with its values as float32."""
 
     def float32(base: Row) -> int:
-        return 2 * crossing(base) - int(base["bytes"]["up"].get("labels", {}).get("payload", 0))
+        labels = int(base["bytes"]["up"].get("labels", {}).get("payload", 0))
+        return (2 if base["recipe"]["precision"] == "bfloat16" else 1) * (crossing(base) - labels) + labels
 
     found = [float32(base) / crossing(row) for row, base in pairs if base]
     return f"{mean(found):.1f}" if found else ""

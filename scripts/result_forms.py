@@ -9,6 +9,8 @@ from result_rows import Row
 from rows import labelled
 from slperf import TARGETS, cells as slperf_cells
 
+from cutlayer.recipes import load
+
 MISSING = 12  # so many cells that were not run are named one by one
 
 
@@ -25,9 +27,15 @@ def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> st
         done = [(row, conventional(row, cell, found)) for _, row in mine.values() if "failed" not in row]
         failed = next((row["failed"].partition(";")[0] for _, row in mine.values() if "failed" in row), "")
         values = [column(done) for column in columns.values()] if done else [failed, *[""] * (len(columns) - 1)]
-        where = ", ".join(f"L{i}" for i, _ in mine.values())
+        where = ", ".join(line(i, row, cell) for i, row in mine.values())
         lines.append(f"| {' | '.join([*map(str, cell.labels.values()), *values, where])} |")
     return "\n".join(lines) + absent(name, missing, len(cells))
+
+
+def line(number: int, row: Row, cell: Cell) -> str:
+    """Return where a row is, and its arithmetic where that is not its cell's."""
+    own = row.get("recipe", {}).get("precision")
+    return f"L{number}" if own in (None, load(cell.base, **cell.fields).precision) else f"L{number} in {own}"
 
 
 def absent(name: str, missing: Sequence[str], wanted: int) -> str:
@@ -39,7 +47,7 @@ def absent(name: str, missing: Sequence[str], wanted: int) -> str:
 
 
 def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
-    """Return the conventional run of a row's seed, which is the same for all cuts."""
+    """Return the conventional run of a row's seed and precision, which is the same for all cuts."""
     own = {key: value for key, value in cell.labels.items() if key not in ("what", "configuration", "cut")}
     return next(
         (
@@ -48,6 +56,7 @@ def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
             if "failed" not in other
             and "conventional" in (other.get("what"), other.get("configuration"))
             and labelled(other, {**own, "seed": row["seed"]})
+            and other["recipe"]["precision"] == row["recipe"]["precision"]
         ),
         None,
     )
@@ -55,16 +64,13 @@ def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
 
 def slperf(found: Sequence[Row]) -> str:
     """Return a line for each task and scheme, with the last five accuracies and the line of the row under every partition."""
-    cells = [tuple(cell.labels[key] for key in ("task", "what", "partition")) for cell in slperf_cells()]
+    cells = {tuple(cell.labels[key] for key in ("task", "what", "partition")): cell for cell in slperf_cells()}
     partitions = list(dict.fromkeys(partition for _, _, partition in cells))
     newest = {(row["task"], row["what"], row["partition"]): (i, row) for i, row in enumerate(found, 1)}
     heads = ["task", "what", *(f"{partition}, %" for partition in partitions), "up / down", "seconds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for task, what in dict.fromkeys(cell[:2] for cell in cells):
-        values = [
-            _cell(*newest[task, what, p]) if (task, what, p) in newest else "not run" if (task, what, p) in cells else ""
-            for p in partitions
-        ]
+        values = [_cell(cells.get((task, what, p)), *newest.get((task, what, p), ())) for p in partitions]
         there = [newest[task, what, p][1] for p in partitions if (task, what, p) in newest]
         row = next((row for row in there if "failed" not in row), None)
         costs = f"{BYTES['up / down']([(row, None)])} | {row['seconds_total']:.0f}" if row else " | "
@@ -74,12 +80,15 @@ def slperf(found: Sequence[Row]) -> str:
     return "\n".join(lines) + f"\n\nTargets: {aims}." + absent("slperf", missing, len(cells))
 
 
-def _cell(number: int, row: Row) -> str:
+def _cell(cell: Cell | None, number: int = 0, row: Row | None = None) -> str:
+    if cell is None or row is None:
+        return "not run" if cell else ""
+    where = line(number, row, cell)
     if "failed" in row:
-        return f"failed L{number}"
+        return f"failed {where}"
     rounds = f"{reached(row['curve'], TARGETS[row['task']]) or '-'}, {plateau(row['curve'])}"
     metric = "accuracy_final" if " every " in row["what"] else "accuracy_last5"  # after the average of the last round
-    return f"{accuracy(row[metric])} ({rounds}) L{number}"
+    return f"{accuracy(row[metric])} ({rounds}) {where}"
 
 
 def clients(found: Sequence[Row]) -> str:

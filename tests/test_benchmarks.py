@@ -1,6 +1,7 @@
 """Every benchmark runs in its tiny profile, and shows there what it shows in full: the naive twin has the same weights."""
 
 import importlib
+import json
 import runpy
 import subprocess
 import sys
@@ -107,3 +108,19 @@ def test_what_no_table_can_run_is_one_line(flags, said, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["heads.py", "--tiny", "--out", str(tmp_path), *flags])
     with pytest.raises(SystemExit, match=said):
         runpy.run_path(str(FOLDER / "heads.py"), run_name="__main__")
+
+
+def test_a_row_in_other_arithmetic_is_its_cells_says_so_and_is_compared_within_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    forms, heads = importlib.import_module("result_forms"), importlib.import_module("heads")
+    base, cell = heads.cells()[:2]
+    recipe = json.loads(json.dumps(load(cell.base, **cell.fields).flat()))
+    assert importlib.import_module("rows").same({**recipe, "precision": "float32"}, recipe)
+    rows = [
+        {**each.labels, "seed": 0, "recipe": {"precision": precision}}
+        for each in (base, cell)
+        for precision in ("float32", "bfloat16")
+    ]
+    assert [forms.conventional(row, cell, rows) for row in rows[2:]] == rows[:2]
+    assert [forms.line(i, row, cell) for i, row in enumerate(rows[2:], 3)] == ["L3 in float32", "L4"]

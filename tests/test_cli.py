@@ -1,6 +1,8 @@
 """The command line: what it writes, and that bad input is one line and exit code 2, a failed run 1."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -388,3 +390,19 @@ def test_interrupted_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr("cutlayer.compare.run_recipe", interrupt)
     assert main(["run", "demo", *QUICK]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_processor_without_bfloat16_is_told_in_one_line(tmp_path):
+    code = (
+        "import torch; from cutlayer.cli import main; torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: False;"
+        "main(['run', 'demo', '--rounds', '1', '--num-train', '32', '--num-test', '16', '--model', 'resnet8', '--precision', PRECISION])"
+    )
+    said = {}
+    for precision in ("bfloat16", "float32"):
+        command = [sys.executable, "-c", code.replace("PRECISION", repr(precision))]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said[precision] = [line for line in done.stderr.splitlines() if "precision" in line]
+    assert said["float32"] == []
+    assert len(said["bfloat16"]) == 1
+    assert said["bfloat16"][0].startswith("cutlayer: precision = bfloat16: this processor")
