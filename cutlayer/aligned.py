@@ -1,6 +1,6 @@
 """The server's part of FSL-SAGE: a memory of activations, and heads taught to say what the top's gradient would be."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .auxiliary import head_of
+from .cut import Smashed
 from .errors import BadInput
 from .frozen import still_statistics
 from .meter import owned_bytes
@@ -28,7 +29,7 @@ class Aligned(ServerPart):
         self.heads: dict[int, nn.Module] = {}
         self.saved: dict[int, tuple[Any, Any]] = {}  # of a mark, for heads that are not built yet
         self.optimizers: dict[int, torch.optim.Optimizer] = {}
-        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
+        self.memory: dict[int, dict[str, Tensor]] = {}  # what came, by role
         self.handlers = {"smashed": self.handle}
 
     def handle(self, server: Server, messages: list[Message]) -> list[Message]:
@@ -43,14 +44,17 @@ class Aligned(ServerPart):
         return replies
 
     def keep(self, message: Message) -> None:
-        """Add a message's activations to its client's memory."""
-        extra = [role for role in message.tensors if role not in ("smashed", "labels")]
+        """Add a message's activations, and masks beside them, to its client's memory."""
+        new = {role: tensor.detach() for role, tensor in message.tensors.items()}
+        extra = [role for role in new if role.startswith("smashed/") or len(new[role]) != len(new["labels"])]
         if extra:
-            raise BadInput(f"method 'fsl_sage' aligns one tensor at the cut, and {', '.join(extra)} crosses too; cut elsewhere")
-        new = message.tensors["smashed"].detach().float(), message.tensors["labels"]
+            raise BadInput(
+                f"method 'fsl_sage' aligns one tensor with a row for each sample, and {', '.join(extra)} crosses here; cut elsewhere"
+            )
+        new["smashed"] = new["smashed"].float()
         old = self.memory.get(message.client)
-        z, y = new if old is None else (torch.cat(pair) for pair in zip(old, new, strict=True))
-        self.memory[message.client] = z[-self.options.memory_size :], y[-self.options.memory_size :]
+        both = new if old is None else {role: torch.cat([old[role], tensor]) for role, tensor in new.items()}
+        self.memory[message.client] = {role: tensor[-self.options.memory_size :] for role, tensor in both.items()}
 
     def align(self, server: Server, client: int) -> nn.Module:
         """Teach a client's head the top's gradient on the memory by the squared error of its own, and return it.
@@ -58,16 +62,18 @@ class Aligned(ServerPart):
         A head's loss is a mean over its mini-batch and the top's one over the memory, so estimates are scaled to the latter.
         The error of the last pass is recorded as a share of the squared gradient: 1 is what a head that says nothing has.
         """
-        z, y = self.memory[client]
+        kept = self.memory[client]
+        y = kept["labels"]
         head, optimizer = self._head(server, client)
         top, o = server.top_of(client), self.options
         drawn = server.training.dropout("alignment", client, server.schedule.round)
         with server.meter.phase("server_backward", client), still_statistics(top), drawn:
-            target = gradient(server, top, z, y)
+            target = gradient(server, lambda z: top(z.main, **z.others), kept)
             for epoch in range(o.align_epochs):
                 draw = stream(server.training.seed, "alignment", client, server.schedule.round, epoch)
                 for index in batches(torch.randperm(len(y), generator=draw).to(y.device), o.align_batch):
-                    estimate = gradient(server, head, z[index], y[index], create_graph=True) * (len(index) / len(y))
+                    some = {role: tensor[index] for role, tensor in kept.items()}
+                    estimate = gradient(server, lambda z: z.into(head), some, create_graph=True) * (len(index) / len(y))
                     error = (estimate - target[index]).square().sum()
                     optimizer.zero_grad(set_to_none=True)
                     error.backward()
@@ -80,9 +86,8 @@ class Aligned(ServerPart):
 
     def _head(self, server: Server, client: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         if client not in self.heads:
-            z, _ = self.memory[client]
             with drawing(server.training.seed, "aligned head", client):
-                self.heads[client] = head_of(self.options, server.task).to(z.device)
+                self.heads[client] = head_of(self.options, server.task).to(self.memory[client]["smashed"].device)
             self.optimizers[client] = torch.optim.Adam(self.heads[client].parameters(), lr=self.options.align_lr)
             if client in self.saved:
                 weights, slots = self.saved.pop(client)
@@ -91,20 +96,20 @@ class Aligned(ServerPart):
         return self.heads[client], self.optimizers[client]
 
     def owned(self) -> int:
-        kept = sum(z.nbytes + y.nbytes for z, y in self.memory.values())
+        kept = sum(tensor.nbytes for memory in self.memory.values() for tensor in memory.values())
         return kept + sum(owned_bytes([head], self.optimizers[k]) for k, head in self.heads.items())
 
     def state(self) -> dict[str, Any]:
         built = {k: (head.state_dict(), self.optimizers[k].state_dict()) for k, head in self.heads.items()}
         return {
             "heads": [[k, *both] for k, both in sorted((self.saved | built).items())],
-            "memory": [[k, z, y] for k, (z, y) in self.memory.items()],
+            "memory": [[k, memory] for k, memory in self.memory.items()],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.heads, self.optimizers = {}, {}
         self.saved = {k: (weights, slots) for k, weights, slots in state["heads"]}
-        self.memory = {k: (z, y) for k, z, y in state["memory"]}
+        self.memory = dict(state["memory"])
 
 
 def batches(order: Tensor, size: int) -> list[Tensor]:
@@ -115,9 +120,12 @@ def batches(order: Tensor, size: int) -> list[Tensor]:
     return found
 
 
-def gradient(server: Server, module: nn.Module, z: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
-    """Return the gradient (n, *cut) of the task's loss of a module's output at the cut."""
-    leaf = z.clone().requires_grad_()
-    inputs = leaf.clone() if server.copy_input else leaf
-    (grad,) = torch.autograd.grad(server.task.loss(module(inputs), y), leaf, create_graph=create_graph)
+def gradient(
+    server: Server, compute: Callable[[Smashed], Tensor], kept: Mapping[str, Tensor], create_graph: bool = False
+) -> Tensor:
+    """Return the gradient (n, *cut) at the cut of the task's loss of what is computed from kept activations."""
+    leaf = kept["smashed"].clone().requires_grad_()
+    others = {role.partition("/")[2]: tensor for role, tensor in kept.items() if role.startswith("context/")}
+    output = compute(Smashed(leaf.clone() if server.copy_input else leaf, others))
+    (grad,) = torch.autograd.grad(server.task.loss(output, kept["labels"]), leaf, create_graph=create_graph)
     return grad

@@ -156,10 +156,11 @@ def test_T7_2_estimates_of_small_batches_are_scaled_to_the_memory():
     from cutlayer.aligned import gradient
 
     Stub.task = task
-    z, y = torch.randn(10, 6), torch.arange(10) % 4
-    whole = gradient(Stub, head, z, y)
+    kept = {"smashed": torch.randn(10, 6), "labels": torch.arange(10) % 4}
+    whole = gradient(Stub, lambda z: head(z.main), kept)
     for index in torch.arange(10).split(4):
-        assert torch.allclose(gradient(Stub, head, z[index], y[index]) * len(index) / 10, whole[index], atol=1e-8)
+        some = gradient(Stub, lambda z: head(z.main), {role: tensor[index] for role, tensor in kept.items()})
+        assert torch.allclose(some * len(index) / 10, whole[index], atol=1e-8)
 
 
 def test_T7_3_never_aligned_it_is_CSE_FSL():
