@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--clients", default="1,2,5,10,20")
     parser.add_argument("--transports", default="inprocess,mpi")
     parser.add_argument("--data-dir")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16", help="told in every row")
     parser.add_argument("--tiny", action="store_true", help="two clients on digits, in one process, without rows")
     args = parser.parse_args()
     for transport in args.transports.split(","):
@@ -61,14 +62,14 @@ def main() -> None:
                 if not args.tiny and rows.written("clients", **cell):
                     continue
                 size = TINY if args.tiny else [*SIZE, "--num-train", str(n * EACH), *data]
-                words = ["small-cifar10", *own, "--num-threads", "1", *size]
+                words = ["small-cifar10", *own, "--num-threads", "1", "--precision", args.precision, *size]
                 with tempfile.TemporaryDirectory() as folder:
                     found = measure(transport, n, words, Path(folder))
                 Console().print(
                     f"{transport}, {n} clients, {scheme}: {found['seconds']:.2f} s, {found['server_bytes'] / 1e6:.1f} MB"
                 )
                 if not args.tiny:
-                    rows.write("clients", {**cell, **found, "num_threads": 1})
+                    rows.write("clients", {**cell, **found, "num_threads": 1, "precision": args.precision})
 
 
 if __name__ == "__main__":

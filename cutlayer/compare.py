@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import BadInput, RunFailed
 from .outputs import check_folder
-from .recipes import FIELDS, Recipe, options_of, override
+from .recipes import FIELDS, Recipe, options_of, override, toml
 from .recipes.recipe import make
 from .recipes.schemes import BASELINES, SCHEMES
 from .report import Run, read
@@ -64,10 +64,11 @@ def folder_of(recipe: Recipe, out: Path) -> Path:
 def run_in(recipe: Recipe, folder: Path, **how: Any) -> Run:
     """Run a recipe in its folder, or go on where it stopped, or return it if it is done.
 
-    Raises BadInput if the folder holds another recipe.
+    Raises BadInput if the folder holds another recipe, or a run on other data than those of a data_dir that is named now.
     """
     check_folder(recipe, folder)
-    if not (folder / "summary.json").exists():
+    done = (folder / "summary.json").exists()
+    if not done or recipe.data_dir != toml.read(folder / "recipe.toml").get("data_dir"):
         run_recipe(recipe, folder, **how)
     return read(folder)
 

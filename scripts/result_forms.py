@@ -102,7 +102,8 @@ def clients(found: Sequence[Row]) -> str:
         lines.append(f"| {transport} | {scheme} | " + " | ".join(values) + " |")
     pairs = [(row, newest.get(("inprocess", *key[1:]))) for key, row in newest.items() if key[0] != "inprocess"]
     same = [row["accuracy"] == other["accuracy"] for row, other in pairs if other]
-    return "\n".join(lines) + f"\n\nThe accuracy is that of one process in {sum(same)} of {len(same)} cells."
+    arithmetic = " and ".join(sorted({row["precision"] for row in newest.values()}))
+    return "\n".join(lines) + f"\n\nIn {arithmetic}. The accuracy is that of one process in {sum(same)} of {len(same)} cells."
 
 
 def larger(found: Sequence[Row]) -> str:

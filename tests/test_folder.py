@@ -1,12 +1,14 @@
 """Images of any size in folders by class: read from disk batch by batch, the same crops for the same seed."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import equal
 from PIL import Image
 
-from cutlayer.compare import cells
+from cutlayer.compare import cells, compare
 from cutlayer.data import load
 from cutlayer.data.folder import read
 from cutlayer.errors import BadInput
@@ -98,6 +100,12 @@ def test_another_folder_is_another_run_and_a_changed_one_is_not_gone_on_with(roo
     for folder in (out, out.parent / "finished"):
         with pytest.raises(BadInput, match="holds a run on other data"):
             run_recipe(recipe, folder)
+    other = out.parent / "other"
+    shutil.copytree(root, other)
+    compare([recipe], out.parent / "compared")
+    (other / "val" / "dark" / "0.jpg").unlink()
+    with pytest.raises(BadInput, match="holds a run on other data"):
+        compare([make({**fields, "data_dir": str(other)})], out.parent / "compared")
     with pytest.raises(BadInput, match="data_dir: where data lie is not part of a recipe"):
         list(cells({}, {"data_dir": ["a", "b"]}, [0]))
 
