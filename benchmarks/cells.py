@@ -80,7 +80,7 @@ def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Map
     deadline = None if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
     for seed in [0] if args.tiny else [int(s) for s in args.seeds.split(",")]:
         for cell in chosen:
-            own = {"num_threads": 1, **tiny} if args.tiny else {"data_dir": args.data_dir}
+            own = {"num_threads": 1, "precision": "float32", **tiny} if args.tiny else {"data_dir": args.data_dir}
             own |= {name: value for name in ("num_threads", "precision") if (value := getattr(args, name)) is not None}
             recipe = load(cell.base, **{**cell.fields, "seed": seed, "device": args.device, **own})
             has = not args.tiny and rows.written(name, recipe.flat(), **cell.labels, seed=seed)

@@ -54,6 +54,7 @@ def main() -> None:
     for transport in args.transports.split(","):
         if transport not in ("inprocess", "mpi"):
             parser.error(f"--transports {transport}: take inprocess, mpi or both")
+    precision = "float32" if args.tiny else args.precision
     data = ["--data-dir", args.data_dir] if args.data_dir else []
     for transport in ["inprocess"] if args.tiny else args.transports.split(","):
         for n in [2] if args.tiny else [int(n) for n in args.clients.split(",")]:
@@ -62,7 +63,7 @@ def main() -> None:
                 if not args.tiny and rows.written("clients", **cell):
                     continue
                 size = TINY if args.tiny else [*SIZE, "--num-train", str(n * EACH), *data]
-                words = ["small-cifar10", *own, "--num-threads", "1", "--precision", args.precision, *size]
+                words = ["small-cifar10", *own, "--num-threads", "1", "--precision", precision, *size]
                 with tempfile.TemporaryDirectory() as folder:
                     found = measure(transport, n, words, Path(folder))
                 Console().print(

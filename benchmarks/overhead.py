@@ -52,9 +52,9 @@ def two_threads_run_at_once() -> float:
     return statistics.median(took(2) / took(1) for _ in range(5))
 
 
-def compare(method: str, pairs: int, per_turn: int, batch_size: int, num_threads: int) -> dict[str, object]:
+def compare(method: str, pairs: int, per_turn: int, batch_size: int, precision: str, num_threads: int) -> dict[str, object]:
     """Return the paired seconds of package and twin, after showing that they hold the same weights."""
-    fields = {"method": method, "precision": "bfloat16", "memory_format": "channels_last", "lr": 0.05, "batch_size": batch_size}
+    fields = {"method": method, "precision": precision, "memory_format": "channels_last", "lr": 0.05, "batch_size": batch_size}
     recipe = make(
         {**fields, "num_threads": num_threads, "rounds": 1, **({"auxiliary": "block"} if method == "auxiliary_loss" else {})}
     )
@@ -86,7 +86,7 @@ def compare(method: str, pairs: int, per_turn: int, batch_size: int, num_threads
                     yield from chunk
                 else:
                     for b in chunk:
-                        twin.step(b.x, b.y, torch.autocast("cpu", dtype=torch.bfloat16))
+                        twin.step(b.x, b.y, torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"))
                 took[who] = time.perf_counter() - begin
             if pair >= 0:
                 for who, value in took.items():
@@ -119,7 +119,7 @@ def main() -> None:
     if at_once > 1.5 and not args.tiny:
         sys.exit("two busy threads do not run at once here, so nothing timed now would mean anything; try again later")
     for method in ("backprop", "auxiliary_loss"):
-        row = compare(method, *((2, 2, 8) if args.tiny else (40, 10, 128)), args.threads)
+        row = compare(method, *((2, 2, 8, "float32") if args.tiny else (40, 10, 128, "bfloat16")), args.threads)
         print(
             f"{method}: {row['median_ratio']:.3f} of the twin's time, 95 % interval {row['interval_95']}, {row['ms_per_step']} ms a step"
         )

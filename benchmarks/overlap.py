@@ -66,14 +66,7 @@ METHODS["micro_batches"] = Entry(MicroBatches, "")
 
 def parties_of(cut: str, images: int, **fields: Any) -> tuple[Parties, Any]:
     """Return parties of a recipe and their source."""
-    how = {
-        "precision": "bfloat16",
-        "memory_format": "channels_last",
-        "batch_size": images,
-        "num_threads": 1,
-        "lr": 0.01,
-        "rounds": 1,
-    }
+    how = {"memory_format": "channels_last", "batch_size": images, "num_threads": 1, "lr": 0.01, "rounds": 1}
     recipe = make({**how, **fields})
     torch.manual_seed(0)
     parts = cl.cut(cl.models.resnet20(10), CUTS[cut])
@@ -173,7 +166,7 @@ def variants(latencies: list[float]) -> dict[str, tuple[dict[str, Any], float]]:
     return found
 
 
-def time_cut(cut: str, images: int, batches: int, repeats: int, latencies: list[float]) -> dict[str, Any]:
+def time_cut(cut: str, images: int, batches: int, repeats: int, precision: str, latencies: list[float]) -> dict[str, Any]:
     """Return the medians of all variants of a cut, in ms for each batch, and the bounds of the decoupled ones."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     cores = cores * 2 if len(cores) < 2 else cores
@@ -181,7 +174,7 @@ def time_cut(cut: str, images: int, batches: int, repeats: int, latencies: list[
     bounds: dict[str, list[float]] = {}
     for repeat in range(-1, repeats):  # the first warms up
         for name, (fields, latency) in variants(latencies).items():
-            parties, source = parties_of(cut, images, **fields)
+            parties, source = parties_of(cut, images, precision=precision, **fields)
             batch = batch_of(source, images)
             os.sched_setaffinity(0, {cores[0]})
             torch.set_num_threads(1)
@@ -193,7 +186,7 @@ def time_cut(cut: str, images: int, batches: int, repeats: int, latencies: list[
                     client, server = s["client_forward"] + s["client_backward"], s["server_forward"] + s["server_backward"]
                     bounds.setdefault(name, []).append(max(client, server) / (client + server))
         os.sched_setaffinity(0, set(cores))
-        parties, source = parties_of(cut, images)
+        parties, source = parties_of(cut, images, precision=precision)
         seconds = both_cores(parties, batch_of(source, images), batches)
         if repeat >= 0:
             took.setdefault("conventional, both cores", []).append(1000 * seconds / batches)
@@ -217,7 +210,7 @@ def main() -> None:
     args = parser.parse_args()
     latencies = [0.0, 1.0] if args.tiny else [0.0, 10.0, 50.0]
     for cut in list(CUTS)[: 1 if args.tiny else 3]:
-        found = time_cut(cut, *((8, 10, 1) if args.tiny else (128, 10, 5)), latencies)
+        found = time_cut(cut, *((8, 10, 1, "float32") if args.tiny else (128, 10, 5, "bfloat16")), latencies)
         row = {"cut": cut, "images": 8 if args.tiny else 128, **found, "ratio": ratios(found["ms_per_batch"], latencies)}
         for name, value in found["ms_per_batch"].items():
             print(f"{cut}: {name}: {value} ms")
