@@ -123,6 +123,18 @@ def peak(row: Row, *sides: str) -> str:
     return " / ".join(size(row["peak_memory_bytes"].get(side, 0)) for side in sides)
 
 
+def in_one_process(row: Row) -> str:
+    """Return what a process needs that is both sides: their sum where a client's graph waits for the server's gradient.
+
+    Where nothing comes back it holds one side's graph at a time, and of the other side weights, gradients and momentum alone.
+    """
+    client, server = (row["peak_memory_bytes"][side] for side in ("client", "server"))
+    if row["bytes"]["down"].get("cut_grad"):
+        return size(client + server)
+    resting = {part: 12 * n for part, n in row["parameters"].items()}
+    return size(max(client + resting.get("top", 0), server + sum(n for part, n in resting.items() if part != "top")))
+
+
 LAST5: dict[str, Column] = {"last five, %": each(lambda row: accuracy(row["accuracy_last5"]))}
 FINAL: dict[str, Column] = {"final, %": each(lambda row: accuracy(row["accuracy_final"]))}
 DIFFERENCE: dict[str, Column] = {"last five against conventional": difference}
@@ -138,6 +150,7 @@ FEWER: dict[str, Column] = {"fewer bytes than float32": saved}
 SECONDS: dict[str, Column] = {"seconds at client / server / codec / wait": each(seconds)}
 COST: dict[str, Column] = {"client multiply-adds": each(cost)}
 MEMORY: dict[str, Column] = {"peak at client / server": each(lambda row: peak(row, "client", "server"))}
+WHOLE: dict[str, Column] = {"in one process": each(in_one_process)}
 SEPARATED: dict[str, Column] = {"last five against conventional": separated}
 SIMULATED: dict[str, Column] = {
     "simulated": each(lambda row: f"{row['simulated']['seconds'] / 60:.0f} min" if row.get("simulated") else "")

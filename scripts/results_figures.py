@@ -75,6 +75,28 @@ def periods(figure: Figure) -> bool:
     return bool(found)
 
 
+def clients(figure: Figure) -> bool:
+    """Seconds a round and the server's memory against the number of clients, a line for each scheme, dashed under MPI."""
+    above, below = figure.subplots(2, 1, sharex=True)
+    found = {(row["transport"], row["scheme"], row["clients"]): row for row in finished("clients")}
+    schemes, numbers = list(dict.fromkeys(s for _, s, _ in found)), sorted({n for _, _, n in found})
+    for i, scheme in enumerate(schemes):
+        for transport, style in (("inprocess", "o-"), ("mpi", "x--")):
+            there = [(n, found[transport, scheme, n]) for n in numbers if (transport, scheme, n) in found]
+            at = [n for n, _ in there]
+            label = scheme if transport == "inprocess" else None
+            above.plot(at, [row["seconds"] for _, row in there], style, color=f"C{i}", label=label)
+            if transport == "inprocess":
+                below.plot(at, [row["server_bytes"] / 1e6 for _, row in there], style, color=f"C{i}")
+    above.set(xscale="log", yscale="log", ylabel="seconds a round")
+    above.set_title("What more clients cost, each with 256 images (dashed: under MPI on the same two cores)", fontsize=10)
+    below.set(xscale="log", yscale="log", xlabel="clients", ylabel="peak at the server, MB")
+    below.set_xticks(numbers, map(str, numbers))
+    below.minorticks_off()
+    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
+    return bool(found)
+
+
 def curves(figure: Figure, recipe: str) -> bool:
     """Accuracy after every round, conventional and decoupled at three cuts, a panel for each data set and number of clients."""
     found = [row for row in finished("decoupled") if row["recipe_of"] == recipe]
@@ -91,9 +113,12 @@ def curves(figure: Figure, recipe: str) -> bool:
     return bool(found)
 
 
-DRAWN: dict[str, Callable[[Figure], bool]] = {"frontier": frontier, "schemes": schemes, "periods": periods} | {
-    f"curves-{recipe}": partial(curves, recipe=recipe) for recipe in ("text", "code", "strong")
-}
+DRAWN: dict[str, Callable[[Figure], bool]] = {
+    "frontier": frontier,
+    "schemes": schemes,
+    "periods": periods,
+    "clients": clients,
+} | {f"curves-{recipe}": partial(curves, recipe=recipe) for recipe in ("text", "code", "strong")}
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from columns import (
     SEPARATED,
     SIMULATED,
     STATES,
+    WHOLE,
     WITHIN,
     Column,
     until,
@@ -39,11 +40,11 @@ from rows import read
 
 TABLES: dict[str, dict[str, Column]] = {
     "parity": LAST5 | DIFFERENCE | WITHIN | FINAL_DIFFERENCE | BYTES | FEWER | COST,
-    "heads": LAST5 | DIFFERENCE | FINAL | FINAL_DIFFERENCE | BYTES | COST | MEMORY,
+    "heads": LAST5 | DIFFERENCE | FINAL | FINAL_DIFFERENCE | BYTES | COST | MEMORY | WHOLE,
     "choices": LAST5 | DIFFERENCE | COST | BYTES,
     "schemes": LAST5 | FINAL | BYTES | SIMULATED,
-    "decoupled": LAST5 | FINAL | DIFFERENCE | BYTES | PER_CLIENT | COST | MEMORY | SECONDS,
-    "authors": LAST5 | FINAL | DIFFERENCE | COST | MEMORY,
+    "decoupled": LAST5 | FINAL | DIFFERENCE | BYTES | PER_CLIENT | COST | MEMORY | WHOLE | SECONDS,
+    "authors": LAST5 | FINAL | DIFFERENCE | COST | MEMORY | WHOLE,
     "loss_threshold": STATES | LAST5 | SEPARATED | FEWER | LESS,
     "asynchronous": STATES | LAST5 | DIFFERENCE | FEWER | LESS | BYTES,
     "budget": LAST5 | {f"until {100 * level:.0f} %": until(level) for level in LEVELS},

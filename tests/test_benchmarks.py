@@ -124,3 +124,19 @@ def test_a_row_in_other_arithmetic_is_its_cells_says_so_and_is_compared_within_i
     ]
     assert [forms.conventional(row, cell, rows) for row in rows[2:]] == rows[:2]
     assert [forms.line(i, row, cell) for i, row in enumerate(rows[2:], 3)] == ["L3 in float32", "L4"]
+
+
+def test_one_process_holds_both_graphs_where_a_gradient_comes_back_and_else_the_larger(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    columns = importlib.import_module("columns")
+    row = {
+        "peak_memory_bytes": {"client": 40_000_000, "server": 60_000_000}, "parameters": {"bottom": 100_000, "top": 1_000_000},
+        "bytes": {"down": {"cut_grad": {"payload": 1}}},
+    }  # fmt: skip
+    assert columns.in_one_process(row) == "100.0 MB"
+    assert columns.in_one_process({**row, "bytes": {"down": {}}}) == "61.2 MB"
+    assert (
+        columns.in_one_process({**row, "bytes": {"down": {}}, "peak_memory_bytes": {"client": 60_000_000, "server": 1}})
+        == "72.0 MB"
+    )
