@@ -71,7 +71,7 @@ def saved(pairs: Sequence[Pair]) -> str:
         return (2 if base["recipe"]["precision"] == "bfloat16" else 1) * (crossing(base) - labels) + labels
 
     found = [float32(base) / crossing(row) for row, base in pairs if base]
-    return f"{mean(found):.1f}" if found else ""
+    return f"{mean(found):.2f}" if found else ""
 
 
 def less(pairs: Sequence[Pair]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from cells import Cell, plateau, reached
 from columns import BYTES, Column, accuracy, peak, size
-from result_rows import Row
+from result_rows import Row, training_bytes
 from rows import labelled
 from slperf import TARGETS, cells as slperf_cells
 
@@ -60,6 +60,18 @@ def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
         ),
         None,
     )
+
+
+def beside(found: Sequence[Row], averaged: Sequence[Row]) -> str:
+    """Return what bytes at the cut are to be seen beside: the raw inputs, once, and FedAvg of the uncut network."""
+    one = found[-1]
+    raw, rounds = one["input_bytes"], one["rounds"]
+    text = f"The raw inputs of {sum(one['samples']):,} images are {size(raw)}, once"
+    fed = next((row for row in averaged if row["scheme"] == "fedavg" and row["rounds"] == rounds), None)
+    if fed is None:
+        return f"{text}."
+    ways = " and ".join(f"{size(training_bytes(fed, way))} {way}" for way in ("up", "down"))
+    return f"{text}; FedAvg of the uncut network sends {ways} in {rounds} rounds of {fed['num_clients']} clients."
 
 
 def slperf(found: Sequence[Row]) -> str:

@@ -35,12 +35,12 @@ from columns import (
     Column,
     until,
 )  # fmt: skip
-from result_rows import Row, provenance
+from result_rows import Row, finished, provenance
 from rows import read
 
 TABLES: dict[str, dict[str, Column]] = {
     "parity": LAST5 | DIFFERENCE | WITHIN | FINAL_DIFFERENCE | BYTES | FEWER | COST,
-    "heads": LAST5 | DIFFERENCE | FINAL | FINAL_DIFFERENCE | BYTES | COST | MEMORY | WHOLE,
+    "heads": LAST5 | DIFFERENCE | FINAL | FINAL_DIFFERENCE | BYTES | FEWER | COST | MEMORY | WHOLE,
     "choices": LAST5 | DIFFERENCE | COST | BYTES,
     "schemes": LAST5 | FINAL | BYTES | SIMULATED,
     "decoupled": LAST5 | FINAL | DIFFERENCE | BYTES | PER_CLIENT | COST | MEMORY | WHOLE | SECONDS,
@@ -52,6 +52,9 @@ TABLES: dict[str, dict[str, Column]] = {
 }
 FORMS: dict[str, Callable[[Sequence[Row]], str]] = {
     **{name: partial(forms.listed, name, columns) for name, columns in TABLES.items()},
+    "heads": lambda found: "\n\n".join(
+        [forms.listed("heads", TABLES["heads"], found), forms.beside(found, finished("schemes"))]
+    ),
     **{name: getattr(forms, name) for name in ("slperf", "clients", "larger", "overhead", "overlap")},
     **{name: getattr(transports, name) for name in ("kill", "organisations", "fuzz", "throughput", "epoch", "calibrate")},
 }
