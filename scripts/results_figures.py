@@ -13,6 +13,17 @@ from result_rows import client_share, finished
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 PERIODS = ("1 batch", "5 batches", "25 batches", "1 round", "5 rounds", "never")
 
+HOLDS = (
+    "vanilla, batches of 32",
+    "splitfed_v1, 1 round, batches of 32",
+    "splitfed_v1, 1 batch",
+    "splitfed_v1, 5 batches",
+    "splitfed_v1, 1 batch, equal shares",
+    "splitfed_v1, 5 batches, equal shares, group norm",
+    "splitfed_v1, 1 batch, equal shares, group norm",
+    "splitfed_v1, 1 batch, equal shares, group norm, 36 rounds",
+)
+
 
 def frontier(figure: Figure) -> bool:
     """Accuracy against what the client computes, a point for each head."""
@@ -75,6 +86,19 @@ def periods(figure: Figure) -> bool:
     return bool(found)
 
 
+def disjoint(figure: Figure) -> bool:
+    """Accuracy after every round where each client has two classes, a line for what was tried on the way to what holds."""
+    ax = figure.subplots()
+    newest = {row["what"]: row for row in finished("slperf") if (row["task"], row["partition"]) == ("cifar10", "classes")}
+    for what in (what for what in HOLDS if what in newest):
+        ax.plot(*zip(*((r, 100 * a) for r, a in enumerate(newest[what]["curve"], 1)), strict=True), label=what)
+    ax.axhline(60, color="grey", lw=0.8, ls=":")
+    ax.set(xlabel="round", ylabel="accuracy, %", ylim=(0, None))
+    ax.set_title("Five clients of two classes each: what was tried, and what holds (CIFAR-10)", fontsize=10)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=2)
+    return any(what in newest for what in HOLDS)
+
+
 def clients(figure: Figure) -> bool:
     """Seconds a round and the server's memory against the number of clients, a line for each scheme, dashed under MPI."""
     above, below = figure.subplots(2, 1, sharex=True)
@@ -93,7 +117,8 @@ def clients(figure: Figure) -> bool:
     below.set(xscale="log", yscale="log", xlabel="clients", ylabel="peak at the server, MB")
     below.set_xticks(numbers, map(str, numbers))
     below.minorticks_off()
-    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
+    if found:
+        figure.legend(fontsize=7, loc="outside lower center", ncols=3)
     return bool(found)
 
 
@@ -117,6 +142,7 @@ DRAWN: dict[str, Callable[[Figure], bool]] = {
     "frontier": frontier,
     "schemes": schemes,
     "periods": periods,
+    "disjoint": disjoint,
     "clients": clients,
 } | {f"curves-{recipe}": partial(curves, recipe=recipe) for recipe in ("text", "code", "strong")}
 
@@ -126,7 +152,7 @@ def main() -> None:
     FIGURES.mkdir(exist_ok=True)
     mpl.rcParams.update({"svg.hashsalt": "cutlayer", "axes.spines.top": False, "axes.spines.right": False})
     for name, draw in DRAWN.items():
-        figure = Figure(figsize=(7, 4.2 if name == "frontier" else 6.5), layout="constrained")
+        figure = Figure(figsize=(7, 4.5 if name in ("frontier", "disjoint") else 6.5), layout="constrained")
         if draw(figure):
             figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
 
