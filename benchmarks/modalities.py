@@ -38,11 +38,16 @@ def fields_of(fields: dict[str, Any], scheme: str, own: dict[str, Any]) -> dict[
 
 def cells() -> list[Cell]:
     """Return all cells, the table first."""
-    return [
+    found = [
         Cell({"data": data, "what": scheme}, base, fields_of(fields, scheme, own), (data, scheme) in FEW)
         for data, (base, fields) in SETS.items()
         for scheme, own in HEADS.items()
     ]
+    for data, (base, fields) in SETS.items():
+        for scheme in ("dsl_seq", "dsl_fed") if data != "adult" else ():
+            own = fields_of(fields, scheme, {"auxiliary": "attention"})
+            found.append(Cell({"data": data, "what": f"{scheme}, attention"}, base, own))
+    return found
 
 
 if __name__ == "__main__":

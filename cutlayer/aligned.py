@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .auxiliary import head_of
 from .cut import Smashed
@@ -67,7 +68,8 @@ class Aligned(ServerPart):
         head, optimizer = self._head(server, client)
         top, o = server.top_of(client), self.options
         drawn = server.training.dropout("alignment", client, server.schedule.round)
-        with server.meter.phase("server_backward", client), still_statistics(top), drawn:
+        twice = sdpa_kernel(SDPBackend.MATH)  # the others cannot be differentiated twice
+        with server.meter.phase("server_backward", client), still_statistics(top), drawn, twice:
             target = gradient(server, lambda z: top(z.main, **z.others), kept)
             for epoch in range(o.align_epochs):
                 draw = stream(server.training.seed, "alignment", client, server.schedule.round, epoch)

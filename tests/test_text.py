@@ -141,10 +141,15 @@ def test_padding_changes_nothing_and_the_future_is_not_seen():
     assert torch.allclose(causal(y)[:, :, :4], causal(other)[:, :, :4], atol=1e-6)
 
 
+HEADED = {method: "auxiliary" in options_of(method).__dataclass_fields__ for method in METHODS}
+
+
 @pytest.mark.parametrize("characters", [False, True])
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_on_text_or_says_why_not(method, characters):
-    options = {"auxiliary": "mlp", "auxiliary_width": 8} if "auxiliary" in options_of(method).__dataclass_fields__ else {}
+@pytest.mark.parametrize(
+    ("method", "head"), [(m, head) for m, has in HEADED.items() for head in (("mlp", "attention") if has else (None,))]
+)
+def test_every_method_trains_on_text(method, head, characters):
+    options = {"auxiliary": head, "auxiliary_width": 8} if head else {}
     cut = {"cut": "none"} if getattr(method_class(method), "uncut", False) else {}
     options |= {"conditioned": False} if method == "synthetic_gradient" and characters else {}
     clients = cl.partition.iid(data(characters).train, num_clients=2)
@@ -161,6 +166,19 @@ def test_a_head_counts_no_padding():
     assert torch.allclose(Smashed(z, {"mask": mask}).into(head), Smashed(noisy, {"mask": mask}).into(head), atol=1e-5)
     every = build_head("mlp", Task(num_classes=5, cut_shape=(LENGTH, 8), per_position=True), depth=1, width=8)
     assert Smashed(z, {"mask": mask}).into(every).shape == (3, 5, LENGTH)
+
+
+def test_a_head_that_attends_counts_no_padding_and_does_not_look_ahead():
+    torch.manual_seed(0)
+    z, mask = torch.randn(3, LENGTH, 8), torch.ones(3, LENGTH, dtype=torch.bool)
+    head = build_head("attention", SHAPES)
+    mask[:, 5:] = False
+    noisy = torch.where(mask[:, :, None], z, torch.randn_like(z) * 100)
+    assert torch.allclose(Smashed(z, {"mask": mask}).into(head), Smashed(noisy, {"mask": mask}).into(head), atol=1e-5)
+    every = build_head("attention", Task(num_classes=5, cut_shape=(LENGTH, 8), per_position=True))
+    later = torch.cat([z[:, :4], torch.randn(3, LENGTH - 4, 8)], 1)
+    assert torch.allclose(every(z)[:, :, :4], every(later)[:, :, :4], atol=1e-6)
+    assert not torch.allclose(every(z)[:, :, 4:], every(later)[:, :, 4:], atol=1e-3)
 
 
 def test_what_is_no_text_is_told():

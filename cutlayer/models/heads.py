@@ -4,17 +4,20 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import BadInput
 from ..task import Task
 from .blocks import BasicBlock, Entry, builder, chain, check_shape, conv_bn_relu, global_pool
 from .decoders import build_decoder as build_decoder
 from .gin import Graph
-from .transformer import masked_mean
+from .transformer import Block, Classifier, NextToken, masked_mean
 
 # Without later stages the width is doubled, up to here: two doublings from 512 would cost 75 million parameters.
 WIDEST = 512
+PLACES = 8  # of a side of a map, between which a head attends
 
 
 class OfTokens(nn.Module):
@@ -55,6 +58,29 @@ class OfGraphs(nn.Module):
 
     def forward(self, z: Tensor, nodes: Tensor, **others: Tensor) -> Tensor:
         output: Tensor = self.head(Graph(nodes).pool(z))
+        return output
+
+
+class Attending(nn.Module):
+    """A transformer block and the classifier behind it: tokens (N, T, D), with `causal` each looking back only and (N, C, T).
+
+    A map (N, C, H, W) is averaged to at most 8x8 places that are its tokens, a vector (N, D) is one.
+    """
+
+    takes_others = True
+
+    def __init__(self, width: int, num_classes: int, causal: bool) -> None:
+        super().__init__()
+        self.block = Block(width, next(n for n in (4, 2, 1) if width % n == 0), causal)
+        self.classifier = (NextToken if causal else Classifier)(width, num_classes)
+
+    def forward(self, z: Tensor, mask: Tensor | None = None, **others: Tensor) -> Tensor:
+        if z.dim() == 4:
+            h, w = (min(PLACES, side) for side in z.shape[2:])
+            z = F.adaptive_avg_pool2d(z, (h, w)).flatten(2).transpose(1, 2)
+        tokens = z[:, None] if z.dim() == 2 else z
+        seen = torch.ones(tokens.shape[:2], dtype=torch.bool, device=z.device) if mask is None else mask
+        output: Tensor = self.classifier(self.block(tokens, seen), seen)
         return output
 
 
@@ -168,6 +194,14 @@ def wide(task: Task, depth: int, width: int) -> nn.Module:
     return _classifier(layers, channels, task)
 
 
+def attention(task: Task, depth: int, width: int) -> nn.Module:
+    """Return a transformer block as wide as the cut and the classifier of a transformer: what lies behind the cut of a text."""
+    features = task.cut_shape[0 if _is_map(task) else -1]
+    if features < 2:
+        raise BadInput("a layer norm makes one feature constant; use the auxiliary head 'linear' for this cut")
+    return Attending(features, task.num_classes, task.per_position)
+
+
 HEADS: dict[str, Entry] = {
     "linear": Entry(linear, "flatten and one linear layer: the paper's text"),
     "pool_linear": Entry(pool_linear, "mean over positions or tokens and one linear layer"),
@@ -175,7 +209,9 @@ HEADS: dict[str, Entry] = {
     "lite": Entry(lite, "average pooling by 2, then as block: a quarter of its cost"),
     "block": Entry(block, "one thin residual block per stage behind the cut"),
     "wide": Entry(wide, "a convolution and a residual block, at least 64 wide, per stage behind the cut"),
+    "attention": Entry(attention, "a transformer block: for texts, whose words the others do not bring together"),
 }
+WHOLE = (attention,)  # take a sequence as it is; the others its mean, or each of its positions
 
 
 def build_head(name: str, task: Task, *, depth: int = 3, width: int = 256) -> nn.Module:
@@ -186,7 +222,7 @@ def build_head(name: str, task: Task, *, depth: int = 3, width: int = 256) -> nn
     """
     build = builder("auxiliary", name, HEADS)
     check_shape(task.cut_shape, "task.cut_shape", "set it to the shape of one sample's activations at the cut")
-    if len(task.cut_shape) == 2:
+    if len(task.cut_shape) == 2 and build not in WHOLE:
         head = build(replace(task, cut_shape=task.cut_shape[1:]), depth, width)
         return OfPositions(head) if task.per_position else OfTokens(head)
     head = build(task, depth, width)
