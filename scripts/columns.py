@@ -17,7 +17,8 @@ CROSSING = (("up", "smashed"), ("up", "labels"), ("down", "cut_grad"))
 
 def size(nbytes: float) -> str:
     """Return bytes in words."""
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+    unit, name = next((u, n) for u, n in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if nbytes >= u or n == "MB")
+    return f"{nbytes / unit:.{1 if name == 'MB' else 2}f} {name}"
 
 
 def accuracy(share: float) -> str:

@@ -107,7 +107,8 @@ def clients(found: Sequence[Row]) -> str:
     """Return seconds a round and the server's memory by transport, scheme and number of clients."""
     newest = {(row["transport"], row["scheme"], row["clients"]): row for row in found}
     numbers = sorted({n for _, _, n in newest})
-    lines = ["| transport | scheme | " + " | ".join(f"{n} clients" for n in numbers) + " |", "|---" * (2 + len(numbers)) + "|"]
+    heads = ["transport", "scheme", *(f"{n} client{'s' * (n > 1)}" for n in numbers)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for transport, scheme in dict.fromkeys((t, s) for t, s, _ in newest):
         rows = [newest.get((transport, scheme, n)) for n in numbers]
         values = [f"{row['seconds']:.1f} s, {size(row['server_bytes'])}" if row else "not run" for row in rows]

@@ -100,25 +100,31 @@ def disjoint(figure: Figure) -> bool:
 
 
 def clients(figure: Figure) -> bool:
-    """Seconds a round and the server's memory against the number of clients, a line for each scheme, dashed under MPI."""
+    """Seconds for each client of a round under MPI, and the server's memory, against the number of clients."""
     above, below = figure.subplots(2, 1, sharex=True)
     found = {(row["transport"], row["scheme"], row["clients"]): row for row in finished("clients")}
     schemes, numbers = list(dict.fromkeys(s for _, s, _ in found)), sorted({n for _, _, n in found})
-    for i, scheme in enumerate(schemes):
-        for transport, style in (("inprocess", "o-"), ("mpi", "x--")):
-            there = [(n, found[transport, scheme, n]) for n in numbers if (transport, scheme, n) in found]
-            at = [n for n, _ in there]
-            label = scheme if transport == "inprocess" else None
-            above.plot(at, [row["seconds"] for _, row in there], style, color=f"C{i}", label=label)
-            if transport == "inprocess":
-                below.plot(at, [row["server_bytes"] / 1e6 for _, row in there], style, color=f"C{i}")
-    above.set(xscale="log", yscale="log", ylabel="seconds a round")
-    above.set_title("What more clients cost, each with 256 images (dashed: under MPI on the same two cores)", fontsize=10)
+    kept: dict[tuple[float, ...], list[str]] = {}
+    for scheme in schemes:
+        there = [(n, found["mpi", scheme, n]) for n in numbers if ("mpi", scheme, n) in found]
+        above.plot([n for n, _ in there], [row["seconds"] / n for n, row in there], "o-", label=scheme)
+        peaks = tuple(
+            int(found["inprocess", scheme, n]["server_bytes"] / 1e6) for n in numbers if ("inprocess", scheme, n) in found
+        )
+        kept.setdefault(peaks, []).append(scheme)
+    for peaks, names in kept.items():  # schemes of the same memory are one line
+        below.plot(numbers[: len(peaks)], peaks, "o-", color="black")
+        below.annotate(
+            ", ".join(names), (numbers[len(peaks) - 1], peaks[-1]), (-9, 5), textcoords="offset points", ha="right", size=7
+        )
+    above.set(xscale="log", ylim=(0, None), ylabel="seconds a round for each client")
+    above.set_title("What more clients cost, each with 256 images (MPI, all on two cores)", fontsize=10)
     below.set(xscale="log", yscale="log", xlabel="clients", ylabel="peak at the server, MB")
+    below.set_yticks([30, 100, 300], ["30", "100", "300"])
     below.set_xticks(numbers, map(str, numbers))
     below.minorticks_off()
     if found:
-        figure.legend(fontsize=7, loc="outside lower center", ncols=3)
+        above.legend(fontsize=7, ncols=2)
     return bool(found)
 
 
