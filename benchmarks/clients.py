@@ -59,7 +59,7 @@ def main() -> None:
     for transport in ["inprocess"] if args.tiny else args.transports.split(","):
         for n in [2] if args.tiny else [int(n) for n in args.clients.split(",")]:
             for scheme, own in list(SCHEMES.items())[: 1 if args.tiny else None]:
-                cell = {"transport": transport, "clients": n, "scheme": scheme}
+                cell = {"transport": transport, "clients": n, "scheme": scheme, "precision": precision}
                 if not args.tiny and rows.written("clients", **cell):
                     continue
                 size = TINY if args.tiny else [*SIZE, "--num-train", str(n * EACH), *data]
@@ -70,7 +70,7 @@ def main() -> None:
                     f"{transport}, {n} clients, {scheme}: {found['seconds']:.2f} s, {found['server_bytes'] / 1e6:.1f} MB"
                 )
                 if not args.tiny:
-                    rows.write("clients", {**cell, **found, "num_threads": 1, "precision": args.precision})
+                    rows.write("clients", {**cell, **found, "num_threads": 1})
 
 
 if __name__ == "__main__":

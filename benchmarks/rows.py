@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ MACHINE = {"data_dir", "device", "num_threads", "precision"}  # fields that say 
 
 
 def written(name: str, recipe: Mapping[str, Any] | None = None, **labels: Any) -> bool:
-    """Return whether results/<name>.jsonl has a row with these labels, of this recipe as far as the row knows its fields."""
-    return any(labelled(row, labels) and (not recipe or same(row["recipe"], recipe)) for row in read(name))
+    """Return whether results/<name>.jsonl has a row with these labels, of this recipe and precision as far as the row knows its fields."""
+    return any(
+        labelled(row, labels) and (not recipe or same(row["recipe"], recipe, MACHINE - {"precision"})) for row in read(name)
+    )
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -28,10 +30,10 @@ def labelled(row: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
     return all(row.get(key) == value for key, value in labels.items())
 
 
-def same(row: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+def same(row: Mapping[str, Any], recipe: Mapping[str, Any], but: Set[str] = MACHINE) -> bool:
     """Return whether the fields of a row's recipe, which may be of an earlier version, are those of a recipe."""
     now = json.loads(json.dumps(recipe))
-    return all(row[key] == now[key] for key in row.keys() & now.keys() - MACHINE)
+    return all(row[key] == now[key] for key in row.keys() & now.keys() - but)
 
 
 def write(name: str, row: dict[str, Any]) -> None:

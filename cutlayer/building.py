@@ -15,7 +15,7 @@ from . import codecs
 from .client import Batches, Client
 from .cut import Parts
 from .data.sources import Source
-from .errors import BadInput
+from .errors import Advice, BadInput
 from .fit import drawing_part, overwrites, two
 from .meter import Meter
 from .program import Method
@@ -61,8 +61,10 @@ def training(recipe: Recipe, lr: float | None = None) -> Training:
     device = torch.device(recipe.device).type
     bf16 = recipe.precision == "bfloat16"
     if bf16 and device == "cpu" and torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        slow = "precision = bfloat16: this processor has no instructions for it and may take ten times as long as in float32"
-        warnings.warn(f"{slow}; choose precision = float32", RuntimeWarning, stacklevel=1)  # once, wherever it is from
+        slow = (
+            "precision = bfloat16: PyTorch has no fast bfloat16 on this processor, and may take ten times as long as in float32"
+        )
+        warnings.warn(f"{slow}; choose precision = float32", Advice, stacklevel=1)  # once, wherever it is from
     autocast = partial(torch.autocast, device, dtype=torch.bfloat16) if bf16 else nullcontext
     return Training(make, lr_factor(recipe), recipe.clip, recipe.fedprox, recipe.seed, not recipe.overlap, autocast)
 

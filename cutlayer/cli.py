@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from . import cli_network
 from .console import (
+    advised,
     console,
     follow,
     progress_bar,
@@ -23,7 +24,7 @@ from .console import (
     show_runs,
     show_schemes,
 )  # fmt: skip
-from .errors import BadInput, RunFailed, unknown
+from .errors import Advice, BadInput, RunFailed, unknown
 from .flags import Fields, folder_of, given, none
 from .meter import heard
 from .methods import METHODS
@@ -71,7 +72,7 @@ def run_mpi(made: Recipe, recipe: str, folder: Path) -> int:
     from . import cluster
 
     if cluster.rank():
-        warnings.simplefilter("ignore")  # rank 0 says it
+        warnings.simplefilter("ignore", Advice)  # rank 0 says it
         try:
             cluster.run(made, folder)
         except Exception as error:
@@ -229,9 +230,6 @@ def _seeds(text: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 ok, 1 failure in the run, 2 bad input, 130 interrupted."""
-    warnings.formatwarning = lambda message, *_, **__: (
-        f"cutlayer: {message}\n"
-    )  # a line as errors are, without where in the code
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # package.module:object may lie where one is
     try:
@@ -249,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
         if (sys.argv[1:] if argv is None else argv) == ["--version"]:
             print(f"cutlayer {version('cutlayer')}")
             return 0
-        with heard():
+        with heard(), advised():
             code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="cutlayer", description=__doc__, args=argv)
         return code
     except BadInput as error:

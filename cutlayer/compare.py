@@ -64,11 +64,12 @@ def folder_of(recipe: Recipe, out: Path) -> Path:
 def run_in(recipe: Recipe, folder: Path, **how: Any) -> Run:
     """Run a recipe in its folder, or go on where it stopped, or return it if it is done.
 
-    Raises BadInput if the folder holds another recipe, or a run on other data than those of a data_dir that is named now.
+    Raises BadInput if the folder holds another recipe, or a run on other data than those of a data_dir that is named now and was not
+    then. Of a finished run data are not read otherwise, so what changed in their place is not seen.
     """
     check_folder(recipe, folder)
     done = (folder / "summary.json").exists()
-    if not done or recipe.data_dir != toml.read(folder / "recipe.toml").get("data_dir"):
+    if not done or recipe.data_dir not in (None, toml.read(folder / "recipe.toml").get("data_dir")):
         run_recipe(recipe, folder, **how)
     return read(folder)
 

@@ -1,6 +1,8 @@
 """What the command line shows: progress, tables, and where things were written."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .errors import Advice
 from .estimate import Estimate
 from .recipes.schemes import Scheme
 from .report import Run, read, rows
@@ -16,6 +19,21 @@ from .report import Run, read, rows
 console = Console()
 NARROW = 120  # below so many columns the terminal shows what matters most; the report has it all
 LEFT_OUT = ("seeds", "last 5", "peak %", "multiply-adds")
+
+
+@contextmanager
+def advised() -> Iterator[None]:
+    """Print advice as errors are printed, in a line, without where in the code it is from."""
+    before = warnings.formatwarning
+
+    def line(message: Any, category: type[Warning], *where: Any, **how: Any) -> str:
+        return f"cutlayer: {message}\n" if issubclass(category, Advice) else before(message, category, *where, **how)
+
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def progress_bar() -> Progress:

@@ -12,6 +12,10 @@ class RunFailed(RuntimeError):
     """A run that had begun could not go on; finished rounds are kept (exit code 1)."""
 
 
+class Advice(UserWarning):
+    """What was given works, and something else would be better; the message is one line."""
+
+
 def unknown(what: str, name: str, legal: Iterable[str]) -> BadInput:
     """Return the error for a name that is in no table, with the nearest legal name and all of them."""
     names = sorted(legal)

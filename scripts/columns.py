@@ -125,10 +125,12 @@ def peak(row: Row, *sides: str) -> str:
 
 
 def in_one_process(row: Row) -> str:
-    """Return what a process needs that is both sides: their sum where a client's graph waits for the server's gradient.
+    """Return what a process would need that is both sides of one client: their sum where the client's graph waits for a gradient.
 
-    Where nothing comes back it holds one side's graph at a time, and of the other side weights, gradients and momentum alone.
+    Where nothing comes back it would hold one side's graph at a time, and of the other side weights, gradients and momentum alone.
     """
+    if row["num_clients"] > 1:
+        return ""
     client, server = (row["peak_memory_bytes"][side] for side in ("client", "server"))
     if row["bytes"]["down"].get("cut_grad"):
         return size(client + server)

@@ -64,7 +64,9 @@ def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
 
 def beside(found: Sequence[Row], averaged: Sequence[Row]) -> str:
     """Return what bytes at the cut are to be seen beside: the raw inputs, once, and FedAvg of the uncut network."""
-    one = found[-1]
+    one = next((row for row in reversed(found) if "failed" not in row), None)
+    if one is None:
+        return ""
     raw, rounds = one["input_bytes"], one["rounds"]
     text = f"The raw inputs of {sum(one['samples']):,} images are {size(raw)}, once"
     fed = next((row for row in averaged if row["scheme"] == "fedavg" and row["rounds"] == rounds), None)

@@ -104,19 +104,17 @@ def clients(figure: Figure) -> bool:
     above, below = figure.subplots(2, 1, sharex=True)
     found = {(row["transport"], row["scheme"], row["clients"]): row for row in finished("clients")}
     schemes, numbers = list(dict.fromkeys(s for _, s, _ in found)), sorted({n for _, _, n in found})
-    kept: dict[tuple[float, ...], list[str]] = {}
+    kept: dict[tuple[tuple[int, int], ...], list[str]] = {}
     for scheme in schemes:
         there = [(n, found["mpi", scheme, n]) for n in numbers if ("mpi", scheme, n) in found]
         above.plot([n for n, _ in there], [row["seconds"] / n for n, row in there], "o-", label=scheme)
-        peaks = tuple(
-            int(found["inprocess", scheme, n]["server_bytes"] / 1e6) for n in numbers if ("inprocess", scheme, n) in found
-        )
+        at = [n for n in numbers if ("inprocess", scheme, n) in found]
+        peaks = tuple((n, int(found["inprocess", scheme, n]["server_bytes"] / 1e6)) for n in at)
         kept.setdefault(peaks, []).append(scheme)
     for peaks, names in kept.items():  # schemes of the same memory are one line
-        below.plot(numbers[: len(peaks)], peaks, "o-", color="black")
-        below.annotate(
-            ", ".join(names), (numbers[len(peaks) - 1], peaks[-1]), (-9, 5), textcoords="offset points", ha="right", size=7
-        )
+        if peaks:
+            below.plot(*zip(*peaks, strict=True), "o-", color="black")
+            below.annotate(", ".join(names), peaks[-1], (-9, 5), textcoords="offset points", ha="right", size=7)
     above.set(xscale="log", ylim=(0, None), ylabel="seconds a round for each client")
     above.set_title("What more clients cost, each with 256 images (MPI, all on two cores)", fontsize=10)
     below.set(xscale="log", yscale="log", xlabel="clients", ylabel="peak at the server, MB")

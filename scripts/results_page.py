@@ -48,7 +48,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "loss_threshold": STATES | LAST5 | SEPARATED | FEWER | LESS,
     "asynchronous": STATES | LAST5 | DIFFERENCE | FEWER | LESS | BYTES,
     "budget": LAST5 | {f"until {100 * level:.0f} %": until(level) for level in LEVELS},
-    "modalities": LAST5 | FINAL | BYTES | COST,
+    "modalities": LAST5 | FINAL | BYTES,
 }
 FORMS: dict[str, Callable[[Sequence[Row]], str]] = {
     **{name: partial(forms.listed, name, columns) for name, columns in TABLES.items()},

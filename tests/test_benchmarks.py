@@ -132,7 +132,7 @@ def test_one_process_holds_both_graphs_where_a_gradient_comes_back_and_else_the_
     columns = importlib.import_module("columns")
     row = {
         "peak_memory_bytes": {"client": 40_000_000, "server": 60_000_000}, "parameters": {"bottom": 100_000, "top": 1_000_000},
-        "bytes": {"down": {"cut_grad": {"payload": 1}}},
+        "bytes": {"down": {"cut_grad": {"payload": 1}}}, "num_clients": 1,
     }  # fmt: skip
     assert columns.in_one_process(row) == "100.0 MB"
     assert columns.in_one_process({**row, "bytes": {"down": {}}}) == "61.2 MB"

@@ -405,4 +405,4 @@ def test_a_processor_without_bfloat16_is_told_in_one_line(tmp_path):
         said[precision] = [line for line in done.stderr.splitlines() if "precision" in line]
     assert said["float32"] == []
     assert len(said["bfloat16"]) == 1
-    assert said["bfloat16"][0].startswith("cutlayer: precision = bfloat16: this processor")
+    assert said["bfloat16"][0].startswith("cutlayer: precision = bfloat16: PyTorch has no fast")

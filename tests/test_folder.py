@@ -103,9 +103,13 @@ def test_another_folder_is_another_run_and_a_changed_one_is_not_gone_on_with(roo
     other = out.parent / "other"
     shutil.copytree(root, other)
     compare([recipe], out.parent / "compared")
-    (other / "val" / "dark" / "0.jpg").unlink()
+    compare([make({**fields, "data_dir": str(other)})], out.parent / "compared")  # the same images elsewhere
+    shutil.move(root, out.parent / "away")
+    compare([make(fields)], out.parent / "compared")  # what is finished needs no data
+    shutil.move(out.parent / "away", root)
+    (root / "val" / "dark" / "0.jpg").unlink()
     with pytest.raises(BadInput, match="holds a run on other data"):
-        compare([make({**fields, "data_dir": str(other)})], out.parent / "compared")
+        compare([recipe], out.parent / "compared")
     with pytest.raises(BadInput, match="data_dir: where data lie is not part of a recipe"):
         list(cells({}, {"data_dir": ["a", "b"]}, [0]))
 

@@ -1,21 +1,30 @@
 """Text through a cut: the mask crosses, every cut is the uncut model, padding changes nothing; readers of the text sets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import equal
 
 import cutlayer as cl
+from cutlayer.aligned import Aligned
+from cutlayer.building import training
 from cutlayer.cut import Smashed, uncut
 from cutlayer.data import Data, Tensors
 from cutlayer.data.text import PADDING, UNKNOWN, words
 from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
+from cutlayer.methods.fsl_sage import FslSageOptions
 from cutlayer.models.heads import build_head
 from cutlayer.models.transformer import Transformer
 from cutlayer.recipes import load
-from cutlayer.recipes.recipe import method_class, options_of
+from cutlayer.recipes.recipe import make, method_class, options_of
+from cutlayer.schedules.base import Plan
+from cutlayer.schedules.parallel import Parallel, ParallelOptions
+from cutlayer.server import Server
 from cutlayer.streams import stream
-from cutlayer.task import Task
+from cutlayer.task import Batch, Task
+from cutlayer.wire import Message
 
 QUICK = {"rounds": 2, "batch_size": 4, "num_threads": 1, "lr": 0.02}
 CUTS = ["embedding", "block1", "block2", "block3"]
@@ -166,6 +175,32 @@ def test_a_head_counts_no_padding():
     assert torch.allclose(Smashed(z, {"mask": mask}).into(head), Smashed(noisy, {"mask": mask}).into(head), atol=1e-5)
     every = build_head("mlp", Task(num_classes=5, cut_shape=(LENGTH, 8), per_position=True), depth=1, width=8)
     assert Smashed(z, {"mask": mask}).into(every).shape == (3, 5, LENGTH)
+
+
+@pytest.mark.parametrize("size", [3, 1000])
+def test_an_alignment_takes_each_sample_with_its_own_mask(size):
+    """What stands where nothing is read may be anything: the head that comes of it is the same, also batch by batch."""
+    heads = []
+    for noise in (0.0, 100.0):
+        part = Aligned(FslSageOptions(auxiliary="attention", align_epochs=2, align_batch=size))
+        parts = cl.cut(model(), "block1")
+        plan = Parallel(ParallelOptions(), Plan(1, 2))
+        server = Server(parts.top, plan, training(make({})), replace(SHAPES, loss=Task().loss))
+        z = Smashed.of(parts.bottom(tokens(8).x)).detach()
+        torch.manual_seed(1)
+        main = z.main + noise * torch.randn_like(z.main) * ~z.others["mask"][:, :, None]
+        message = {**Smashed(main, z.others).tensors("smashed"), "labels": tokens(8).labels}
+        part.keep(Message("smashed", message))
+        heads.append(part.align(server, 0).state_dict())
+    assert all(torch.allclose(heads[0][name], heads[1][name], atol=1e-5) for name in heads[0])
+
+
+def test_multiply_adds_hold_those_of_attention():
+    from cutlayer.costs import macs
+
+    parts = cl.cut(model(), "block1")
+    found = macs({"bottom": parts.bottom, "top": parts.top}, Batch(tokens(1).x, tokens(1).labels))
+    assert found["bottom"] == LENGTH * 12 * 8 * 8 + 2 * LENGTH * LENGTH * 8
 
 
 def test_a_head_that_attends_counts_no_padding_and_does_not_look_ahead():

@@ -126,7 +126,7 @@ def image_folder(name: str, data_dir: str | None, augment: bool) -> Data:
     train = _split(root / "train", classes, augment, test)
     files = sorted((str(path.relative_to(root)), path.stat().st_size) for path in (*train.paths, *test.paths))
     what = hashlib.sha256(repr(files).encode()).hexdigest()[:12]
-    return Data(name, train, test, len(classes), f"{len(files)} images in {root.name}/, sha256 of names and sizes {what}")
+    return Data(name, train, test, len(classes), f"{len(files)} images, sha256 of names and sizes {what}")
 
 
 def _split(folder: Path, classes: Sequence[str], augment: bool, held_out: Folder | None) -> Folder:
