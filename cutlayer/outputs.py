@@ -242,9 +242,8 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
 
 def check_data(release: str, folder: Path) -> None:
     """Raise BadInput if a folder holds a run on other data."""
-    written = [
-        json.loads((folder / name).read_text()) for name in ("partition.json", "summary.json") if (folder / name).exists()
-    ]
+    files = (folder / name for name in ("partition.json", "summary.json"))
+    written = (json.loads(path.read_text()) for path in files if path.exists())
     other = next((told["release"] for told in written if "release" in told), release)
     if other != release:
         raise BadInput(f"{folder} holds a run on other data ({other}) than these ({release}); choose another --out")

@@ -108,9 +108,9 @@ def test_the_frozen_layer_is_the_authors():
     before = run_recipe(make({**recipe.flat(), "lr": 0.0})).modules["auxiliary"].state_dict()
     after = run_recipe(recipe).modules["auxiliary"].state_dict()
     still = [name for name in before if torch.equal(before[name], after[name])]
-    # the gradient of a bias in front of a batch norm is 0 but for rounding, which on some processors is 0 too
-    assert [name for name in still if name.endswith("weight")] == ["2.weight"]
-    assert "2.bias" in still
+    # biases in front of a batch norm, whose gradient is 0 but for rounding, and on some processors 0
+    rounding = ("5.bias", "8.bias")
+    assert [name for name in still if "num_batches" not in name and name not in rounding] == ["2.weight", "2.bias"]
 
 
 def test_the_logged_recipe_differs_by_the_two_flags():
