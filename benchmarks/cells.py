@@ -16,6 +16,8 @@ from cutlayer.errors import BadInput, RunFailed
 from cutlayer.recipes import Recipe, load
 from cutlayer.report import Run, write
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 class Cell(NamedTuple):
     """What a row says of its run, a recipe by name, and fields over it; in the tiny profile only cells that are `tiny` run."""
@@ -49,7 +51,7 @@ def parser(name: str, about: str | None, seeds: str = "0") -> argparse.ArgumentP
     )
     found.add_argument(
         "--precision",
-        choices=("float32", "bfloat16"),
+        choices=PRECISIONS,
         help="of every run instead of the cell's, where a processor has no bfloat16; rows tell it, and are compared within it",
     )
     found.add_argument("--list", action="store_true", help="print the cells and which of them are done, and run nothing")
@@ -83,9 +85,10 @@ def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Map
             own = {"num_threads": 1, "precision": "float32", **tiny} if args.tiny else {"data_dir": args.data_dir}
             own |= {name: value for name in ("num_threads", "precision") if (value := getattr(args, name)) is not None}
             recipe = load(cell.base, **{**cell.fields, "seed": seed, "device": args.device, **own})
-            has = not args.tiny and rows.written(name, recipe.flat(), **cell.labels, seed=seed)
+            there = [] if args.tiny else _precisions(name, recipe, {**cell.labels, "seed": seed})
+            has = recipe.precision in there
             if args.list or has:
-                console.print(f"{'done' if has else 'not run'}: seed {seed}, {cell}")
+                console.print(f"{'done' if has else ', done in '.join(['not run', *there])}: seed {seed}, {cell}")
                 continue
             left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
             try:
@@ -107,6 +110,11 @@ def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Map
                 rows.write(name, {**cell.labels, **told})
     if finished:
         console.print(f"report: {write(finished, args.out / 'report.html', title)}")
+
+
+def _precisions(name: str, recipe: Recipe, labels: Mapping[str, Any]) -> list[str]:
+    """Return in which precisions a cell has rows."""
+    return [p for p in PRECISIONS if rows.written(name, {**recipe.flat(), "precision": p}, **labels)]
 
 
 def matches(only: str, cell: str) -> bool:
