@@ -151,6 +151,17 @@ def test_the_clock_changes_no_weight_where_nothing_depends_on_order():
         assert faster.summary["simulated"]["seconds"] < timed.summary["simulated"]["seconds"]
 
 
+def test_owners_of_whole_networks_train_at_once_and_one_top_takes_turns():
+    parts, fast = cl.cut(small_model(), "stage1.block1"), {**SLOW, "uplink": 1e6, "downlink": 1e6, "latency": 0, "speeds": "1e6"}
+    one, federated, alone, arrival, turns = (
+        timed_run(parts, scheme, fast).summary["simulated"]["seconds"]
+        for scheme in ("centralised", "fedavg", "local_only", "psl", "splitfed_v2")
+    )
+    assert federated == pytest.approx(one / 3, rel=0.01)
+    assert alone == pytest.approx(one / 3, rel=0.01)
+    assert turns > 2 * arrival
+
+
 def timed_run(parts, scheme, how):
     clients = cl.partition.contiguous(small_data(n=24).train, num_clients=3)
     return cl.run(parts, clients, scheme=scheme, **QUICK, **how)

@@ -74,7 +74,8 @@ class Parallel:
 
     Clients are weighted by their samples, where the authors' code gives all the same weight; their optimizers stay as they
     are unless `hand_over` is reset, where that code makes new ones for every turn and, at the server, for every batch.
-    With client_major a client goes on only when the one before it has finished, in an order drawn for every round.
+    With client_major a client goes on only when the one before it has finished, in an order drawn for every round, where there
+    is a top that learns.
     Who has no batches left in a round takes no part in its further averages.
     """
 
@@ -146,7 +147,8 @@ class Parallel:
 
     def _gos(self, server: "Server") -> list[Message]:
         running = self._running()
-        if not self.server_copies and self.options.server_order == "client_major":
+        learns = next(server.top.parameters(), None) is not None  # the uncut network leaves nothing to take turns at
+        if learns and not self.server_copies and self.options.server_order == "client_major":
             running = running[:1]
         over = self.round == self.plan.rounds
         ready = sorted(server.waiting) if over else [k for k in running if k in server.waiting]
