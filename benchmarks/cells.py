@@ -150,9 +150,13 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def means(curve: Sequence[float | None], window: int = 3) -> list[tuple[int, float]]:
-    """Return for each evaluated round, counted from 1, the mean of the newest `window` accuracies."""
+    """Return for evaluated rounds, counted from 1, the mean of the newest `window` accuracies, from the first that has so many on.
+
+    Of a curve with fewer it is the mean of all.
+    """
     seen = [(r, a) for r, a in enumerate(curve, 1) if a is not None]
-    return [(r, sum(a for _, a in seen[max(0, i - window + 1) : i + 1]) / min(window, i + 1)) for i, (r, _) in enumerate(seen)]
+    window = min(window, len(seen))
+    return [(r, sum(a for _, a in seen[i - window : i]) / window) for i, (r, _) in enumerate(seen, 1) if i >= window]
 
 
 def reached(curve: Sequence[float | None], level: float) -> int | None:

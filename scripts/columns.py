@@ -72,7 +72,7 @@ def saved(pairs: Sequence[Pair]) -> str:
         return (2 if base["recipe"]["precision"] == "bfloat16" else 1) * (crossing(base) - labels) + labels
 
     found = [float32(base) / crossing(row) for row, base in pairs if base]
-    return f"{mean(found):.2f}" if found else ""
+    return f"{mean(found):#.4g}" if found else ""
 
 
 def less(pairs: Sequence[Pair]) -> str:
@@ -82,9 +82,11 @@ def less(pairs: Sequence[Pair]) -> str:
 
 
 def states(pairs: Sequence[Pair]) -> str:
-    """Return the states of the first seed, those of long runs counted."""
-    found = pairs[0][0].get("states", "")
-    return found if len(found) < 24 else f"{found[:20]}... ({', '.join(f'{found.count(s)} {s}' for s in 'ABC')})"
+    """Return the states of the first seed, those of long runs counted in every seed."""
+    found = [row.get("states", "") for row, _ in pairs]
+    if len(found[0]) < 24:
+        return found[0]
+    return f"{found[0][:20]}... ({'; '.join(', '.join(f'{each.count(s)} {s}' for s in 'ABC') for each in found)})"
 
 
 def each(show: Callable[[Row], str]) -> Column:

@@ -43,9 +43,9 @@ def throughput(found: Sequence[Row]) -> str:
     newest = {(row["transport"], row["what"]): row for row in found}
     lines = ["| transport | what | bare medium | cutlayer | ratio | to bare into new memory |", "|---" * 6 + "|"]
     for (transport, what), row in newest.items():
-        new = f"{row['ratio_new']:.2f}" if "ratio_new" in row else ""
+        new = f"{row['ratio_new']:.3f}" if "ratio_new" in row else ""
         lines.append(
-            f"| {transport} | {what} | {row['bare']:.3g} {row['unit']} | {row['ours']:.3g} | {row['ratio']:.2f} | {new} |"
+            f"| {transport} | {what} | {row['bare']:.3g} {row['unit']} | {row['ours']:.3g} | {row['ratio']:.3f} | {new} |"
         )
     return "\n".join(lines)
 

@@ -61,7 +61,8 @@ def test_rounds_to_a_target_and_to_the_plateau_are_those_of_the_mean_of_three(mo
     monkeypatch.syspath_prepend(str(FOLDER))
     cells = importlib.import_module("cells")
     curve = [0.1, None, 0.7, 0.4, 0.6, 0.8, 0.9]
-    assert [cells.reached(curve, level) for level in (0.1, 0.5, 0.7, 0.9)] == [1, 5, 7, None]
+    assert [cells.reached(curve, level) for level in (0.1, 0.5, 0.7, 0.9)] == [4, 5, 7, None]  # three are there in round 4
+    assert cells.means([None, 0.5, 0.7]) == [(3, pytest.approx(0.6))]
     assert cells.plateau(curve) == 7
     assert cells.plateau([0.5, 0.9, 0.7, 0.7, 0.698, 0.1]) == 4  # the mean of 0.9, 0.7 and 0.7 is the best
 
