@@ -1,10 +1,10 @@
 """The target: decoupled against conventional split learning on the whole of CIFAR-10, paired seeds, three cuts.
 
 ResNet-20, 50,000 images, 12 and 42 rounds of the strong schedule, bfloat16, full test set in the last five rounds. The heads are those
-that were best in earlier loops, on test accuracies: `block` with a 1x1 reconstruction at any price, `lite` with one within a quarter of the
-bottom's multiply-adds, and the former with 8-bit floats; benchmarks/choices.py compares them on held-out training images. Three seeds on 2 cores (42 rounds take about half an hour, two hours and more
-where bfloat16 is emulated and `--precision float32` taken), five where a GPU is at hand: results/parity.jsonl. "On par within d" is said
-only where the whole 95 % interval lies inside.
+that were best in earlier loops, on test accuracies: `block` with a 1x1 reconstruction at any price, `lite` with one within a quarter of
+the bottom's multiply-adds, and the former with 8-bit floats; benchmarks/choices.py compares them on held-out training images. Three
+seeds on 2 cores (42 rounds take about half an hour, two hours and more where bfloat16 is emulated and `--precision float32` taken),
+five where a GPU is at hand: results/parity.jsonl. "On par within d" is said only where the whole 95 % interval lies inside.
 """
 
 from typing import Any

@@ -69,7 +69,8 @@ class Aligned(ServerPart):
         top, o = server.top_of(client), self.options
         drawn = server.training.dropout("alignment", client, server.schedule.round)
         twice = sdpa_kernel(SDPBackend.MATH)  # the others cannot be differentiated twice
-        with server.meter.phase("server_backward", client), still_statistics(top), drawn, twice:
+        watched, phase = server.meter.watched("server", client, server.owned), server.meter.phase("server_backward", client)
+        with watched, phase, still_statistics(top), drawn, twice:
             target = gradient(server, lambda z: top(z.main, **z.others), kept)
             for epoch in range(o.align_epochs):
                 draw = stream(server.training.seed, "alignment", client, server.schedule.round, epoch)
@@ -82,6 +83,7 @@ class Aligned(ServerPart):
                     optimizer.step()
                     if epoch == o.align_epochs - 1:
                         server.note("alignment_error", error / target[index].square().sum().clamp_min(1e-12), 1)
+                    del estimate, error  # nothing of their graphs is left
         server.meter.spend("server", "top", len(y), 3)
         server.meter.spend("server", "auxiliary", len(y) * o.align_epochs, 6)  # forward, backward, and both once more
         return head

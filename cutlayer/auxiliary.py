@@ -61,7 +61,7 @@ def forward_share(client: "Client", batch: Batch, share: float) -> tuple[Smashed
     if client.task.ragged:
         raise BadInput(f"backward_share = {share}: a graph's rows are nodes, not samples; take 1")
     own, others = batch.split(n)
-    more = client.forward(others, graph=False)
+    more = client.forward(others, graph=False, draws="bottom of the others")
     z = client.forward(own)
     return z, z.followed_by(more), own
 

@@ -102,6 +102,11 @@ def order(recipe: Recipe, n: int, client: int, round: int) -> list[Tensor]:
     return batches
 
 
+def left_out(recipe: Recipe, n: int, client: int) -> int:
+    """Return how many samples of a client are in no batch of a pass over its data, others in every pass."""
+    return n - sum(len(batch) for batch in order(recipe, n, client, 0)) // recipe.local_epochs
+
+
 def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Callable[[], None] = lambda: None) -> Batches:
     """Return a client's batches; order and augmentation are streams of the recipe's seed."""
     place = placement(recipe)

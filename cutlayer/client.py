@@ -84,9 +84,9 @@ class Client:
         base_lr = lr if lr is not None else self.optimizer.param_groups[0]["base_lr"]
         self.optimizer.add_param_group({"params": list(module.parameters()), "base_lr": base_lr, "lr": base_lr})
 
-    def forward(self, batch: Batch, *, graph: bool = True, statistics: bool = True) -> Smashed:
+    def forward(self, batch: Batch, *, graph: bool = True, statistics: bool = True, draws: str = "bottom") -> Smashed:
         """Return the smashed data (N, *cut) of a batch, if so wanted without a graph, or without a trace in running statistics."""
-        with self._pass("bottom", graph, statistics):
+        with self._pass("bottom", graph, statistics, draws):
             z = Smashed.through(self.modules["bottom"], batch)
         self._spent("bottom", len(batch.y), graph)
         return z
@@ -119,10 +119,10 @@ class Client:
         self.meter.spend(str(self.id), name, len(batch.y), 2)
         return {role: grad for role, grad in zip(leaves, grads, strict=True) if grad is not None}
 
-    def _pass(self, name: str, graph: bool = True, statistics: bool = True) -> ExitStack:
+    def _pass(self, name: str, graph: bool = True, statistics: bool = True, draws: str = "") -> ExitStack:
         stack = ExitStack()
         stack.enter_context(self.meter.phase("client_forward", self.id))
-        how = self.training.computing(self.modules[name], name, self.id, self.round, self.step, graph, statistics)
+        how = self.training.computing(self.modules[name], draws or name, self.id, self.round, self.step, graph, statistics)
         stack.enter_context(how)
         return stack
 
@@ -148,7 +148,7 @@ class Client:
         assert answer is not None
         features = answer.tensors["features"].requires_grad_()
         with self._pass("tail"):
-            loss = self.task.loss(self.modules["tail"](features), y)
+            loss = self.task.loss(self.modules["tail"](features.clone()), y)  # a tail may begin in place, as a leaf must not
         with self.meter.phase("client_backward", self.id):
             loss.backward()
         self.meter.spend(str(self.id), "tail", len(batch.y), 3)
@@ -201,7 +201,7 @@ class Client:
                     grads.append(cut_grad[role].to(tensor.dtype))
         with self.meter.phase("client_backward", self.id):
             torch.autograd.backward(roots, grads)
-            for part, samples in self.owed:
+            for part, samples in self.owed if roots else ():
                 self.meter.spend(str(self.id), part, samples, 2)
             self.owed = []
             self.training.step(self.optimizer, self.anchor, times)

@@ -91,8 +91,8 @@ def show_estimate(title: str, cost: Estimate) -> None:
         for whose, number in figures.items():
             table.add_row(f"{what}, {whose}", f"{number:,}")
     console.print(table)
-    if not cost.exact:
-        console.print("bytes are an estimate here: graphs differ in size, and these were counted on a few batches")
+    if cost.inexact:
+        console.print(f"bytes are an estimate here: {cost.inexact}")
 
 
 def show_lists(tables: Mapping[str, Mapping[str, str]]) -> None:

@@ -6,14 +6,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .cut import Smashed
+from .frozen import modes_kept
 from .task import Batch
 
 
 def macs(modules: dict[str, nn.Module], batch: Batch) -> dict[str, int]:
     """Return the multiply-adds of the forward pass of a batch of one sample through each part (matrix products and convolutions)."""
-    was = {name: module.training for name, module in modules.items()}
     counts: dict[str, int] = {}
-    with torch.no_grad():
+    with modes_kept(modules.values()), torch.no_grad():
         for module in modules.values():
             module.eval()
         values: dict[str, Smashed] = {}
@@ -30,6 +30,4 @@ def macs(modules: dict[str, nn.Module], batch: Batch) -> dict[str, int]:
                     else:
                         z.into(modules[name])
             counts[name] = counter.get_total_flops() // 2
-    for name, module in modules.items():
-        module.train(was[name])
     return counts

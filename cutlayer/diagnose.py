@@ -50,7 +50,7 @@ def look(method: Method, client: Client, server: Server, batch: Batch) -> Record
     """
     twin, top = copy.copy(client), copy.deepcopy(server.top_of(client.id))
     twin.modules = copy.deepcopy(client.modules)
-    twin.meter = type(client.meter)()
+    twin.meter, twin.owed = type(client.meter)(), []
     with torch.no_grad(), client.training.autocast():
         z = Smashed.through(twin.modules["bottom"], batch)
     leaf = Smashed(z.main.float().requires_grad_(), z.others)
@@ -64,7 +64,8 @@ def look(method: Method, client: Client, server: Server, batch: Batch) -> Record
         return record
     (mine,) = torch.autograd.grad(loss, leaf.main)
     with client.training.autocast():
-        true_loss = client.task.loss(top(leaf.main, **leaf.others), batch.y)
+        seen = leaf.main.clone() if server.copy_input else leaf.main
+        true_loss = client.task.loss(top(seen, **leaf.others), batch.y)
     (true,) = torch.autograd.grad(true_loss, leaf.main)
     cosine = torch.nn.functional.cosine_similarity(mine.flatten(), true.flatten(), dim=0)
     return {**record, "gradient_cosine": cosine}

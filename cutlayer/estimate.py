@@ -37,7 +37,8 @@ class Estimate:
     """Payload bytes of the whole run by direction and role, peak bytes by side, parameters and multiply-adds by part.
 
     What a method keeps from step to step (fsl_sage and loss_threshold at the server, synthetic_gradient at the client) is not in the
-    peaks. Not `exact` where rows are nodes: bytes are then those of a few batches, and graphs differ in size.
+    peaks. `inexact` says why bytes are an estimate, where they are: rows are nodes, and graphs differ in size; or clients that differ
+    merge as they come, and who comes how often is decided by how long they take.
     """
 
     payload: dict[str, dict[str, int]]
@@ -45,7 +46,7 @@ class Estimate:
     parameters: dict[str, int]
     macs_per_sample: dict[str, int]
     steps: int
-    exact: bool = True
+    inexact: str = ""
 
 
 def estimate(recipe: Recipe) -> Estimate:
@@ -84,7 +85,15 @@ def estimate(recipe: Recipe) -> Estimate:
     for (direction, role), nbytes in total.items():
         payload[direction][role] = nbytes
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    return Estimate(payload, peak, parameters, counts, sum(steps.values()), not task.ragged)
+    return Estimate(payload, peak, parameters, counts, sum(steps.values()), _inexact(recipe, task, turns))
+
+
+def _inexact(recipe: Recipe, task: Task, turns: list[list[int]]) -> str:
+    if task.ragged:
+        return "graphs differ in size, and these were counted on a few batches"
+    if recipe.schedule == "asynchronous" and (recipe.simulated() or any(sizes != turns[0] for sizes in turns)):
+        return "clients merge as they come, and who is faster takes more turns; these were counted with as many turns for each"
+    return ""
 
 
 def _steps(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .cut import Smashed
 from .data.sources import Source
+from .frozen import modes_kept
 from .task import Task
 
 
@@ -26,24 +27,19 @@ def recomposed(
     Eval mode, no augmentation; the modules' modes are put back. `place` lays out a batch of inputs, `through` is what becomes of
     activations on their way, if a codec is to be evaluated too.
     """
-    was = {name: module.training for name, module in modules.items()}
     outputs: dict[str, list[Tensor]] = {"": []}
     targets = []
-    try:
+    with modes_kept(modules.values()), torch.no_grad(), autocast():
         for module in modules.values():
             module.eval()
-        with torch.no_grad(), autocast():
-            for index in torch.arange(len(source)).split(batch_size):
-                batch = source.batch(index, None)
-                z = Smashed.through(modules["bottom"], batch._replace(x=place(batch.x)))
-                output = modules["top"](through(z.main), **z.others)
-                outputs[""].append(modules["tail"](output) if "tail" in modules else output)
-                if "auxiliary" in modules:
-                    outputs.setdefault("auxiliary_", []).append(z.into(modules["auxiliary"]))
-                targets.append(batch.y)
-    finally:
-        for name, module in modules.items():
-            module.train(was[name])
+        for index in torch.arange(len(source)).split(batch_size):
+            batch = source.batch(index, None)
+            z = Smashed.through(modules["bottom"], batch._replace(x=place(batch.x)))
+            output = modules["top"](through(z.main), **z.others)
+            outputs[""].append(modules["tail"](output) if "tail" in modules else output)
+            if "auxiliary" in modules:
+                outputs.setdefault("auxiliary_", []).append(z.into(modules["auxiliary"]))
+            targets.append(batch.y)
     y = torch.cat(targets)
     joined = {prefix: torch.cat(values).float() for prefix, values in outputs.items()}
     return {

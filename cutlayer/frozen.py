@@ -1,6 +1,6 @@
-"""Forward passes that leave no trace in running statistics."""
+"""Forward passes that leave no trace: in running statistics, or in modules' modes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -17,3 +17,14 @@ def still_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for each in moved:
             each.track_running_stats = True  # type: ignore[assignment]
+
+
+@contextmanager
+def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put every submodule back into its own mode afterwards: one that was frozen in eval mode stays so."""
+    was = {module: module.training for each in modules for module in each.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in was.items():
+            module.training = mode

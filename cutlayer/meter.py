@@ -92,16 +92,22 @@ class Meter:
         if not sample:
             yield
             return
-        saved = self.sampling[side, client] = Allocated() if self.cuda else Saved()
         self.samples[side] += 1
-        try:
+        with self.watched(side, client, owned) as saved:
             yield
+        self.held[side] += saved.byte_seconds
+
+    @contextmanager
+    def watched(self, side: Side, client: int, owned: Callable[[], int]) -> Iterator["Saved"]:
+        """Let what a side does beside its steps, too, set its peak: `owned()` bytes and what autograd saved in its phases."""
+        saved = self.sampling[side, client] = Allocated() if self.cuda else Saved()
+        try:
+            yield saved
         finally:
             del self.sampling[side, client]
             saved.close()
             self.peak[side] = max(self.peak[side], owned() + saved.peak)
             self.left[side] = max(self.left[side], saved.now)
-            self.held[side] += saved.byte_seconds
 
     def held_byte_seconds(self, side: Side) -> float:
         """Return the byte-seconds that a side's graphs were held in the whole run, from the sampled steps."""

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import checkpoint
+from .building import left_out
 from .costs import macs
 from .cut import Parts
 from .data.partition import Partition, save as save_partition
@@ -160,9 +161,9 @@ class Outputs:
         metric = next(iter(task.metrics))
         curve = [record[metric] for record in self.records if metric in record]
         table: dict[str, Any] = dict(meter.bytes_by_role())
-        weights_down = table["down"].get("weights", {"payload": 0})["payload"]
         table["client"] = {f"client{k}": n for k, n in sorted(meter.bytes_by_client().items())}
-        table["peer_hand_over"] = weights_down
+        handed_on = ("weights", "optimizer") if self.recipe.schedule == "relay" else ()
+        table["peer_hand_over"] = sum(table["down"].get(role, {"payload": 0})["payload"] for role in handed_on)
         source = self.clients.source
         assert source is not None
         one = parties.parts()
@@ -184,6 +185,7 @@ class Outputs:
             "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in one.items()},
             "num_clients": len(self.clients),
             "samples": [len(share) for share in self.clients.shares],
+            "left_out": [left_out(self.recipe, len(share), k) for k, share in enumerate(self.clients.shares)],
             "class_counts": [[int(n) for n in row] for row in self.clients.counts],
             "seed": self.recipe.seed,
             "release": self.release,

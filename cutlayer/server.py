@@ -3,7 +3,7 @@
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -22,11 +22,12 @@ Handler = Callable[["Server", list[Message]], list[Message]]
 class ServerPart(Protocol):
     """What a method needs at the server: handlers for messages, orders in every go, something at the end of a round.
 
-    `frozen` says that clients stay as they are in the round under way, so their weights need not travel. One that names it as its
-    base has what most parts do: no orders, nothing at the end of a round, nothing of its own to keep.
+    `frozen` says that clients stay as they are in the round under way, so their weights need not travel, `may_freeze` that there are
+    such rounds. One that names it as its base has what most parts do: no orders, nothing at the end of a round, nothing to keep.
     """
 
     handlers: Mapping[str, Handler]
+    may_freeze: ClassVar[bool] = False
 
     @property
     def frozen(self) -> bool:
@@ -167,6 +168,10 @@ class Server:
     @property
     def frozen(self) -> bool:
         return self.part is not None and self.part.frozen
+
+    @property
+    def may_freeze(self) -> bool:
+        return self.part is not None and self.part.may_freeze
 
     def go(
         self,

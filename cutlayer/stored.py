@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -45,6 +45,8 @@ class Stored:
     Activations are kept as they were sent, after the codec. A client that has none stored (it was not drawn, or is new) is
     asked for them when it comes in a round of rest.
     """
+
+    may_freeze: ClassVar[bool] = True
 
     def __init__(self, options: Any) -> None:
         self.options = options

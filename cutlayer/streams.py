@@ -29,7 +29,7 @@ ONE_GENERATOR = threading.RLock()  # torch has one for all threads
 
 @contextmanager
 def drawing(seed: int, purpose: str, client: int = 0, round: int = 0, step: int = 0) -> Iterator[None]:
-    """Let layers that draw from the global generator, as dropout does, draw from a stream, and leave that generator as it was."""
+    """Let layers that draw from the global generator, as dropout does, draw from a stream; the CPU's is left as it was, CUDA's is not."""
     generator, number = torch.default_generator, _number(seed, purpose, client, round, step)
     with ONE_GENERATOR:
         before = generator.get_state()

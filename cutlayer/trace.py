@@ -7,6 +7,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from .errors import BadInput, unknown
+from .frozen import modes_kept
 
 MODE = "training_mode"
 
@@ -96,21 +97,18 @@ def _trace(model: nn.Module) -> fx.Graph:
     """Trace a model in train and in eval mode and make one graph that follows the mode."""
     if isinstance(model, fx.GraphModule):
         return model.graph  # a top that is cut again
-    was = {module: module.training for module in model.modules()}
     graphs = []
     try:
-        for mode in (True, False):
-            model.train(mode)
-            graphs.append(fx.Tracer().trace(model))
+        with modes_kept([model]):
+            for mode in (True, False):
+                model.train(mode)
+                graphs.append(fx.Tracer().trace(model))
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
         raise BadInput(
             f"{type(model).__name__} cannot be traced by torch.fx ({first}); write it as nn.Sequential of blocks, "
             "or pass cl.Parts(bottom, top)"
         ) from error
-    finally:
-        for module, mode in was.items():
-            module.training = mode
     graph, other = graphs
     if [(n.op, n.target) for n in graph.nodes] != [(n.op, n.target) for n in other.nodes]:
         raise BadInput(

@@ -152,7 +152,10 @@ def test_the_clock_changes_no_weight_where_nothing_depends_on_order():
 
 
 def test_owners_of_whole_networks_train_at_once_and_one_top_takes_turns():
-    parts, fast = cl.cut(small_model(), "stage1.block1"), {**SLOW, "uplink": 1e6, "downlink": 1e6, "latency": 0, "speeds": "1e6"}
+    parts, fast = (
+        cl.cut(small_model(), "stage1.block1"),
+        {**SLOW, "uplink": 1e6, "downlink": 1e6, "latency": 0, "speeds": "1e6"},
+    )
     one, federated, alone, arrival, turns = (
         timed_run(parts, scheme, fast).summary["simulated"]["seconds"]
         for scheme in ("centralised", "fedavg", "local_only", "psl", "splitfed_v2")
@@ -160,6 +163,13 @@ def test_owners_of_whole_networks_train_at_once_and_one_top_takes_turns():
     assert federated == pytest.approx(one / 3, rel=0.01)
     assert alone == pytest.approx(one / 3, rel=0.01)
     assert turns > 2 * arrival
+
+
+def test_a_backward_pass_that_does_not_happen_takes_no_time():
+    slow_clients = {"speeds": "1e3", "server_speed": 1e12}
+    result = timed_run(cl.cut(small_model(), "stage1.block1"), "dsl_seq", {**slow_clients, "aux_weight": 0.0})
+    forward = 24 * QUICK["rounds"] * result.summary["macs_per_sample"]["bottom"]
+    assert result.summary["simulated"]["seconds"] == pytest.approx(forward / 1e3, rel=0.01)
 
 
 def timed_run(parts, scheme, how):

@@ -13,6 +13,7 @@ from cutlayer.auxiliary import forward_share
 from cutlayer.cut import Smashed
 from cutlayer.errors import BadInput
 from cutlayer.models.heads import build_head
+from cutlayer.parties import build
 from cutlayer.recipes.recipe import make
 from cutlayer.streams import drawing
 from cutlayer.task import Batch, Task
@@ -81,7 +82,7 @@ def test_no_sample_goes_through_batch_norm_alone(n, share, own):
     class Whole:
         task = Task()
 
-        def forward(self, batch, graph=True):
+        def forward(self, batch, **how):
             return Smashed(batch.x, {"mask": batch.y}, {"importance": lambda: batch.y})
 
     x = torch.arange(n)
@@ -90,6 +91,18 @@ def test_no_sample_goes_through_batch_norm_alone(n, share, own):
     assert torch.equal(sent.main, x)
     assert torch.equal(sent.others["mask"], x)
     assert torch.equal(sent.local["importance"](), x)
+
+
+def test_masks_of_dropout_are_of_each_pass_its_own():
+    parts = cl.Parts(nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.Dropout(0.5)), nn.Linear(36, 4))
+    data, recipe = small_data(n=8), make(FIELDS)
+    parties = build(
+        recipe, parts, cl.partition.contiguous(data.train, num_clients=1), data.train, Task(cut_shape=(36,)), lambda: None
+    )
+    _, sent, _ = forward_share(parties.clients[0], data.train.batch(torch.zeros(8, dtype=torch.long), None), 0.5)
+    own, others = (rows == 0 for rows in sent.main.split(4))  # of one and the same sample
+    assert own.any()
+    assert not torch.equal(own, others)
 
 
 @pytest.mark.parametrize("share", [0.0, -1, 1.5])

@@ -152,6 +152,7 @@ PRICED = [
     {"scheme": "fsl_sage", "send_every": 3, "align_rounds": 2, "align_epochs": 1, "rounds": 3},
     {"scheme": "dni", "true_every": 3, "delay": 2},
     {"scheme": "hosl", "queries": 2, "center": True, "lr": 1e-3},
+    {"scheme": "hosl", "num_clients": 1, "evaluate_every": 8, "rounds": 8, "lr": 1e-3},
     {"scheme": "heron_sfl", "send_every": 2, "lr": 1e-3},
     {"scheme": "vanilla", "codec": {"smashed": "top_k@0.2+uniform4", "cut_grad": "top_k@0.2+uniform8"}},
     {"scheme": "dsl", "codec": {"smashed": "batch_merge@0.25+low_rank@2"}},
@@ -175,6 +176,18 @@ def test_dry_run_says_what_the_run_then_counts(more, tmp_path):
         # what these keep from step to step is not in an estimate of a few steps
         keeps = (recipe.method, side) in {("fsl_sage", "server"), ("synthetic_gradient", "client")}
         assert peak < counted["peak_memory_bytes"][side] if keeps else peak == counted["peak_memory_bytes"][side]
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [({}, ""), ({"partition": "dirichlet"}, "takes more turns"), ({"speeds": "1e6", "server_speed": 1e6}, "takes more turns")],
+)
+def test_dry_run_says_where_bytes_are_an_estimate(more, why):
+    from cutlayer.estimate import estimate
+
+    small = {"num_train": 100, "num_test": 32, "rounds": 2, "batch_size": 16, "model": "resnet8", "num_clients": 2}
+    assert why in estimate(load("demo", scheme="async_splitfed", **small, **more)).inexact
+    assert not estimate(load("demo", scheme="async_splitfed", **small)).inexact
 
 
 def test_dry_run_prints_and_trains_nothing(tmp_path, capsys, monkeypatch):

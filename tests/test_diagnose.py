@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from conftest import equal, small_data, small_model
+from torch import nn
 
 import cutlayer as cl
 from cutlayer.diagnose import effective_rank
@@ -24,6 +25,24 @@ def test_looking_at_the_cut_changes_neither_weights_nor_traffic(fields):
     assert all(("gradient_cosine" in r) == (fields["scheme"] == "dsl") for r in watched.records)
     assert all(-1 <= r.get("gradient_cosine", 0) <= 1 for r in watched.records)
     assert not any("effective_rank" in r for r in plain.records)
+
+
+@pytest.mark.parametrize("fields", [{"scheme": "dsl_seq"}, {"method": "auxiliary_loss", "schedule": "asynchronous"}])
+def test_looking_at_the_cut_takes_no_simulated_time(fields):
+    parts = cl.cut(small_model(), "stage1.block1")
+    clients = cl.partition.contiguous(small_data(n=24).train, num_clients=2)
+    clock = {"speeds": "1e6,2e6", "server_speed": 1e8}
+    plain = cl.run(parts, clients, auxiliary="pool_linear", **HOW, **clock, **fields)
+    watched = cl.run(parts, clients, auxiliary="pool_linear", diagnose_every=1, **HOW, **clock, **fields)
+    assert plain.summary["simulated"] == watched.summary["simulated"]
+    assert all(equal(plain.modules[name], watched.modules[name]) for name in plain.modules)
+
+
+def test_a_top_that_begins_in_place_can_be_looked_at():
+    bottom, top = nn.Sequential(nn.Flatten(), nn.Linear(36, 16)), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(16, 4))
+    clients = cl.partition.iid(small_data().train, num_clients=1)
+    result = cl.run(cl.Parts(bottom, top), clients, scheme="dsl", auxiliary="linear", diagnose_every=1, **HOW)
+    assert all("gradient_cosine" in record for record in result.records)
 
 
 def test_the_cosine_is_one_where_the_head_is_the_servers_own_top():

@@ -145,22 +145,38 @@ def test_T7_2_alignment_lowers_its_error_on_a_fixed_memory_and_is_zero_for_the_t
             assert errors[0] < 1e-6  # BatchNorm sees the memory in both, and then it moves by rounding only
 
 
-def test_T7_2_estimates_of_small_batches_are_scaled_to_the_memory():
-    """Without BatchNorm a batch's rows have the gradient that they have in the memory, whatever the batch."""
-    torch.manual_seed(0)
-    head, task = nn.Linear(6, 4), cl.Task()
+def flat_linear(task, depth, width):
+    torch.manual_seed(1)
+    return nn.Linear(8, 4)
 
-    class Stub:
-        copy_input = False
 
-    from cutlayer.aligned import gradient
+def test_T7_2_estimates_of_small_batches_are_scaled_to_the_memory(monkeypatch):
+    """Without BatchNorm a batch's rows have the gradient that they have in the memory, so the top itself errs by rounding only."""
+    spies = []
 
-    Stub.task = task
-    kept = {"smashed": torch.randn(10, 6), "labels": torch.arange(10) % 4}
-    whole = gradient(Stub, lambda z: head(z.main), kept)
-    for index in torch.arange(10).split(4):
-        some = gradient(Stub, lambda z: head(z.main), {role: tensor[index] for role, tensor in kept.items()})
-        assert torch.allclose(some * len(index) / 10, whole[index], atol=1e-8)
+    def part(options):
+        spies.append(server_with(options, True))
+        return spies[-1][0]
+
+    monkeypatch.setattr(FslSage, "server_part", staticmethod(part))
+    parts = cl.Parts(nn.Sequential(nn.Flatten(), nn.Linear(36, 8)), flat_linear(None, 0, 0))
+    clients = cl.partition.contiguous(small_data(n=12).train, num_clients=1)
+    own = {
+        "auxiliary": "test_local_losses:flat_linear",
+        "batch_size": 12,
+        "align_epochs": 1,
+        "align_batch": 5,
+        "align_lr": 1e-9,
+    }
+    cl.run(parts, clients, scheme="fsl_sage", **{**QUICK, **own, "rounds": 1})
+    assert len(spies[0][1]) == 3
+    assert all(error < 1e-8 for error in spies[0][1])
+
+
+def test_the_peak_of_the_server_holds_the_alignment():
+    still, aligned = (run("fsl_sage", 1, n=24, send_every=1, align_rounds=every, align_epochs=1) for every in (0, 1))
+    assert aligned.summary["peak_memory_bytes"]["server"] > 2 * still.summary["peak_memory_bytes"]["server"]
+    assert aligned.summary["bytes_left_after_step"]["server"] == 0
 
 
 def test_T7_3_never_aligned_it_is_CSE_FSL():

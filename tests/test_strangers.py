@@ -72,6 +72,28 @@ def test_a_top_that_overwrites_its_input_trains_and_is_the_uncut_model(how):
     assert equal(split.modules["top"].state_dict(), whole.modules["bottom"].top.state_dict())
 
 
+def test_a_tail_that_overwrites_its_input_trains_and_is_the_uncut_model():
+    torch.manual_seed(0)
+    tail = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 4))
+    parts = cl.Parts(nn.Sequential(nn.Flatten(), nn.Linear(36, 16)), nn.Sequential(nn.Tanh(), nn.Linear(16, 8)), tail)
+    clients = cl.partition.contiguous(small_data(n=20).train, num_clients=1)
+    split, whole = (cl.run(parts, clients, scheme=scheme, **QUICK) for scheme in ("u_shaped", "centralised"))
+    for name in ("bottom", "top", "tail"):
+        assert equal(split.modules[name].state_dict(), getattr(whole.modules["bottom"], name).state_dict())
+
+
+def test_a_part_that_was_frozen_in_eval_mode_stays_so(tmp_path):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(16).eval()
+    parts = cl.Parts(nn.Sequential(nn.Flatten(), nn.Linear(36, 16)), nn.Sequential(norm, nn.Linear(16, 4)))
+    clients = cl.partition.contiguous(small_data(n=20).train, num_clients=1)
+    clock = {"speeds": "1e6", "server_speed": 1e6}
+    for more in ({}, clock):
+        result = cl.run(parts, clients, scheme="vanilla", **QUICK, **more)
+        assert not result.modules["top"][0].training
+        assert result.modules["top"][0].num_batches_tracked == 0
+
+
 def test_tokens_train_to_the_end_and_tied_weights_are_saved(tmp_path):
     torch.manual_seed(0)
     x, y = torch.randint(0, 20, (24, 6)), torch.randint(0, 4, (24,))

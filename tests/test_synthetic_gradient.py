@@ -87,18 +87,27 @@ def test_what_is_late_is_the_gradient_of_its_own_batch():
     class Spy(SyntheticGradient):
         def lesson(self, client, t):
             number, z, y, _ = self.pending[0]
+            spied, client.loss = (
+                client.loss,
+                lambda name, at, batch: seen.update({number: (t, z, y, batch)}) or spied(name, at, batch),
+            )
             loss = yield from super().lesson(client, t)
-            seen[number] = t, z, y
+            client.loss = spied
             return loss
 
     from cutlayer.methods import METHODS, Entry
 
     METHODS["spy"] = Entry(Spy, "")
     try:
-        result = run(1, n=24, delay=2, method="spy", rounds=2)
+        result = run(1, n=24, delay=2, method="spy", rounds=2, lr=0.0, normalised=False)
     finally:
         del METHODS["spy"]
-    assert [(number, t) for number, (t, _, _) in seen.items()] == [(i, i + 2) for i in range(10)]
+    assert [(number, t) for number, (t, *_) in seen.items()] == [(i, i + 2) for i in range(10)]
+    for _, z, y, taught in seen.values():  # of a top that stands still
+        leaf = z.clone().requires_grad_()
+        torch.nn.functional.cross_entropy(result.modules["top"](leaf), y).backward()
+        assert torch.allclose(leaf.grad, taught.x, atol=1e-7)
+        assert torch.equal(taught.y, y)
     assert "regressor_loss" in result.records[-1]
 
 

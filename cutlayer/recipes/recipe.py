@@ -91,7 +91,10 @@ class Recipe:
     weight_decay: Annotated[Annotated[float, Field(ge=0)], "L2, of both sides"] = 0.0
     lr_schedule: Annotated[Literal["constant", "cosine", "steps"], "by round; steps: x0.2 at 30, 60, 80 %"] = "constant"
     warmup_rounds: Annotated[Annotated[int, Field(ge=0)], "rounds of linear warm-up"] = 0
-    clip: Annotated[Annotated[float, Field(gt=0)] | None, "largest norm of each side's own gradients"] = None
+    clip: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        "largest norm of the gradients of each module group: bottom and tail, each head beside them, top",
+    ] = None
     fedprox: Annotated[
         Annotated[float, Field(ge=0)], "pull of clients and server copies to the weights they last received (FedProx); 0: none"
     ] = 0.0

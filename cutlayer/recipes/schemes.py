@@ -93,7 +93,7 @@ SCHEMES: dict[str, Scheme] = {
     "fsl_sage": Scheme(
         {"method": "fsl_sage", "schedule": "parallel", "server_order": "client_major"},
         "activations and labels of every 5th batch up, a head down every 10th round; client weights up and down every round",
-        "clients in turn (at once with server_order = arrival), each on the gradient of a head of its own; one top; bottoms averaged every round",
+        "clients in turn (server_order = arrival: at once) on the gradient of a head of their own; one top; bottoms averaged every round",
         "Nair et al., arXiv 2505.23182",
         "the authors' alignment moves the top's running statistics, and compares means over batches of other sizes",
     ),

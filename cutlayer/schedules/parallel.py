@@ -168,7 +168,7 @@ class Parallel:
         if self.round == self.plan.rounds or server.frozen:
             return 0
         # who is not drawn, or frozen in a later round, is asked as long as it changes
-        always = server.part is not None or self.options.participation < 1
+        always = server.may_freeze or self.options.participation < 1
         evaluated = 2 if self._apart() and (always or self.plan.evaluated(self.round)) else 0
         return evaluated + (1 if self._averages() and not self.options.private_clients else 0)
 

@@ -80,7 +80,7 @@ class Relay:
         if self.plan.num_clients > 1:
             return 1
         # who may be frozen in a later round is asked as long as it changes
-        return 2 if self.plan.evaluated(self.round) or server.part is not None else 0
+        return 2 if self.plan.evaluated(self.round) or server.may_freeze else 0
 
     def rate(self, client: int) -> float:
         return 1.0
