@@ -139,6 +139,11 @@ def test_show_prints_a_recipe_that_reads_back(name, capsys, tmp_path):
     assert load(str(path)).flat() == load(name).flat()
 
 
+def test_a_recipe_is_given_a_name_of_the_readers_own(capsys):
+    assert main(["show", "demo", "--name", "mine"]) == 0
+    assert 'name = "mine"' in capsys.readouterr().out
+
+
 PRICED = [
     {"method": "backprop"},
     {"method": "backprop", "hand_over": "carry", "codec": {"weights": "float16", "smashed": "float8"}},

@@ -39,6 +39,6 @@ def options_of(base: Mapping[str, Any], changes: Mapping[str, Any]) -> set[str]:
     return options_for({**with_scheme(base), **(scheme.fields if scheme else {}), **changes})
 
 
-def load(name: str, **overrides: Any) -> Recipe:
+def load(name: str, /, **overrides: Any) -> Recipe:
     """Return a named recipe, or one from a TOML file, with fields overridden; raises BadInput naming field and value."""
     return override(fields_of(name), overrides)
