@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,7 +89,7 @@ def compare(
     /,
     fields: OmitArgPrefixes[Fields],  # type: ignore[valid-type]
     over: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, arg(metavar="FIELD=A,B")] = (),
-    seeds: str = "0",
+    seeds: str | None = None,
     out: Path | None = None,
     max_minutes: float | None = None,
     baselines: bool = True,
@@ -100,18 +100,20 @@ def compare(
         recipe: a named recipe, or a flat TOML file.
         fields: any field of the recipe, for all runs.
         over: FIELD=A,B,C; may be given several times.
-        seeds: 0,1,2
+        seeds: 0,1,2; the recipe's own if not given.
         out: where the runs and the report are written; runs/compare-<recipe> if not given.
         max_minutes: stop at the next mark after so many minutes; the same command goes on.
         baselines: run the uncut network beside them: centralised, each client alone, FedAvg.
     """
     from .compare import baselines as baselines_of, cells, compare as compare_all
 
-    wanted = [_sweep(text) for text in over]
-    recipes = list(cells({**fields_of(recipe), **given(fields)}, dict(wanted), _seeds(seeds)))
+    wanted, base = _sweeps(over), {**fields_of(recipe), **given(fields)}
+    if seeds is not None and "seed" in given(fields):
+        raise BadInput(f"--seed {base['seed']} beside --seeds {seeds}: drop one of the two")
+    recipes = list(cells(base, wanted, _seeds(seeds) if seeds is not None else [base.get("seed", 0)]))
     recipes += baselines_of(recipes) if baselines else []
     folder = out or Path("runs") / f"compare-{Path(recipe).stem}"
-    swept = [name for name, _ in wanted] + ["seed"]
+    swept = [*wanted, "seed"]
     with progress_bar() as bar:
 
         def progress(i: int, cell: Recipe) -> Any:
@@ -211,6 +213,15 @@ def _tables() -> dict[str, Mapping[str, str]]:
         | {name: f"from {point.value}" for name, point in outside(kind).items()}
         for plural, (kind, table) in named.items()
     }
+
+
+def _sweeps(texts: Sequence[str]) -> dict[str, list[str | None]]:
+    found = dict[str, list[str | None]]()
+    for field, values in map(_sweep, texts):
+        if field in found:
+            raise BadInput(f"--over {field} is given twice; write all its values in one, {field}=A,B,C")
+        found[field] = values
+    return found
 
 
 def _sweep(text: str) -> tuple[str, list[str | None]]:

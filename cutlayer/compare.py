@@ -23,6 +23,8 @@ def cells(fields: Mapping[str, Any], over: Over, seeds: Sequence[int]) -> Iterat
     Options that belong to another method or schedule than the cell's are left out, so heads can be compared beside backprop.
     Raises BadInput as `recipes.make` does, and for an option that no cell has.
     """
+    if "seed" in over:
+        raise BadInput("seed: every cell is run with the same seeds; give them with --seeds 0,1,2")
     if "data_dir" in over:
         raise BadInput("data_dir: where data lie is not part of a recipe, so all cells would be one; compare in two folders")
     products = [dict(zip([*over, "seed"], values, strict=True)) for values in itertools.product(*over.values(), seeds)]

@@ -97,6 +97,11 @@ def test_compare_runs_the_product_once_and_goes_on(tmp_path, capsys):
     assert "<svg" in (tmp_path / "page.html").read_text()
 
 
+def test_compare_takes_the_seed_of_its_recipe_where_none_is_given(tmp_path):
+    assert main(["compare", "demo", *QUICK, "--no-baselines", "--seed", "3", "--out", str(tmp_path)]) == 0
+    assert [json.loads(path.read_text())["seed"] for path in tmp_path.glob("*/summary.json")] == [3]
+
+
 def test_compare_pauses_inside_a_run_and_the_weights_are_the_same(tmp_path):
     words = ["compare", "demo", *QUICK, "--no-baselines", "--checkpoint-every", "1"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
@@ -222,6 +227,9 @@ BAD = [
     (["compare", "demo", "--over", "method"], "FIELD=A,B,C"),
     (["compare", "demo", "--over", "methd=backprop"], "Did you mean 'method'"),
     (["compare", "demo", "--seeds", "a"], "whole numbers"),
+    (["compare", "demo", "--over", "seed=1,2"], "with --seeds"),
+    (["compare", "demo", "--over", "lr=0.1", "--over", "lr=0.2"], "--over lr is given twice"),
+    (["compare", "demo", "--seed", "1", "--seeds", "2,3"], "--seed 1 beside --seeds 2,3"),
     (["list", "schema"], "Did you mean 'schemes'"),
     (["report", "/nowhere"], "no summary.json"),
 ]
