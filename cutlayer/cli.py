@@ -114,6 +114,7 @@ def compare(
     recipes += baselines_of(recipes) if baselines else []
     folder = out or Path("runs") / f"compare-{Path(recipe).stem}"
     swept = [*wanted, "seed"]
+    failures: list[Exception] = []
     with progress_bar() as bar:
 
         def progress(i: int, cell: Recipe) -> Any:
@@ -124,11 +125,12 @@ def compare(
             return follow(bar, f"{i + 1}/{len(recipes)} {label}")
 
         def failed(cell: Recipe, error: Exception) -> None:
+            failures.append(error)
             console.print(f"[red]failed[/red] {cell.digest()[:12]}: {error}", highlight=False)
 
         done, complete = compare_all(recipes, folder, max_minutes=max_minutes, progress=progress, failed=failed)
     if not done:
-        if max_minutes is None:
+        if failures:
             raise RunFailed("no run was finished")
         console.print("no run is done yet; the same command goes on")
         return 0
@@ -139,7 +141,7 @@ def compare(
     show_paths({"report": page, "runs": folder})
     if not complete:
         console.print(f"{len(done)} of {len(recipes)} runs are done; the same command goes on with the others.")
-    return 0 if complete else FAILED if max_minutes is None else 0
+    return FAILED if failures else 0
 
 
 def show(recipe: Positional[str], /, fields: OmitArgPrefixes[Fields]) -> int:  # type: ignore[valid-type]

@@ -115,6 +115,16 @@ def test_compare_pauses_inside_a_run_and_the_weights_are_the_same(tmp_path):
         assert path.read_bytes() == (tmp_path / "parts" / path.relative_to(tmp_path / "whole")).read_bytes()
 
 
+@pytest.mark.parametrize("more", [[], ["--max-minutes", "9"]], ids=["to the end", "in time"])
+def test_compare_with_a_failed_run_ends_with_1_and_the_others_are_done(more, tmp_path, capsys):
+    words = ["compare", "demo", *QUICK, "--no-baselines", "--lr-schedule", "constant", "--out", str(tmp_path), *more]
+    assert main([*words, "--over", "lr=0.1,1e18"]) == 1
+    assert "lower lr" in " ".join(capsys.readouterr().out.split())
+    assert len(list(tmp_path.glob("*/summary.json"))) == 1
+    assert main([*words, "--over", "lr=1e18"]) == 1
+    assert "no run was finished" in capsys.readouterr().err
+
+
 def test_compare_sets_the_uncut_network_beside_its_cells(tmp_path, capsys):
     words = [
         "compare",
