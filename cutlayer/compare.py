@@ -39,8 +39,9 @@ def cells(fields: Mapping[str, Any], over: Over, seeds: Sequence[int]) -> Iterat
             yield recipe
 
 
-OF_A_CUT = ("scheme", "method", "schedule", "cut", "tail", "codec", "diagnose_every", "tap")
+OF_A_CUT = ("scheme", "method", "schedule", "cut", "tail", "codec", "compress_eval", "overlap", "diagnose_every", "tap")
 OF_CLIENTS = ("num_clients", "partition", "alpha", "classes_per_client")
+OF_THE_CLOCK = ("uplink", "downlink", "latency", "speeds", "server_speed")
 
 
 def baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
@@ -51,8 +52,9 @@ def baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
         kept = {name: value for name, value in recipe.flat().items() if name in FIELDS and name not in OF_A_CUT}
         for scheme in BASELINES if recipe.num_clients > 1 else BASELINES[:1]:
             central = "num_clients" in SCHEMES[scheme].fields
-            fields = {name: value for name, value in kept.items() if not (central and name in OF_CLIENTS)}
-            made = make({**fields, "scheme": scheme})
+            # the one owner is none of these clients: where they differ in speed, nothing is known of its seconds
+            without = (OF_CLIENTS + (OF_THE_CLOCK if len(recipe.speeds) > 1 else ())) if central else ()
+            made = make({**{name: value for name, value in kept.items() if name not in without}, "scheme": scheme})
             if made.digest() not in known:
                 found.setdefault(made.digest(), made)
     return list(found.values())

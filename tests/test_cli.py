@@ -11,8 +11,10 @@ from torch.utils.data import TensorDataset
 
 import cutlayer as cl
 from cutlayer.cli import main
+from cutlayer.compare import baselines
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.recipes import RECIPES, load
+from cutlayer.recipes.schemes import BASELINES, SCHEMES
 
 QUICK = [
     "--num-train",
@@ -144,6 +146,28 @@ def test_compare_sets_the_uncut_network_beside_its_cells(tmp_path, capsys):
         ("centralised", 1), ("dsl_seq", 1), ("dsl_seq", 2), ("fedavg", 2), ("local_only", 2), ("vanilla", 1), ("vanilla", 2),
     ]  # fmt: skip
     assert all(recipe["cut"] == "none" for recipe in shown if recipe["method"] == "uncut")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scheme": "dsl", "overlap": 2, "diagnose_every": 0},
+        {"codec": "smashed=float8", "compress_eval": "true"},
+        {"speeds": "1e9,2e9", "uplink": 10},
+        *({"scheme": name} for name in SCHEMES),
+    ],
+    ids=str,
+)
+def test_what_is_legal_with_a_cut_has_its_baselines(fields):
+    recipe = load("demo", **fields)
+    found = {made.scheme: made for made in baselines([recipe])}
+    assert {*found, recipe.scheme} >= (set(BASELINES) if recipe.num_clients > 1 else {"centralised"})
+    # who is alone has the speed of none of several clients, so it has no clock
+    assert [bool(made.simulated()) for made in found.values()] == [
+        bool(recipe.simulated()) and made.num_clients > 1 for made in found.values()
+    ]
+    one = load("demo", speeds="1e9", uplink=10)
+    assert all(made.simulated() == one.simulated() for made in baselines([one]))
 
 
 @pytest.mark.parametrize("name", RECIPES)
