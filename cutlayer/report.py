@@ -71,7 +71,9 @@ def read(folder: Path) -> Run:
         records = [json.loads(line) for line in lines if line.endswith("}")]  # a line being written has no end yet
         if (folder / "summary.json").exists():
             return Run(json.loads((folder / "summary.json").read_text()), records)
-        recipe = tomllib.loads((folder / "recipe.toml").read_text()) if (folder / "recipe.toml").exists() else {}
+        recipe = (
+            tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8")) if (folder / "recipe.toml").exists() else {}
+        )
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder} holds no run that can be read ({error}); give the folder of a run") from error
     if not records:

@@ -6,9 +6,11 @@ import pytest
 
 from cutlayer.building import lr_factor, order
 from cutlayer.errors import BadInput
+from cutlayer.outputs import write
 from cutlayer.recipes import RECIPES, fields_of, load, override
 from cutlayer.recipes.recipe import make
 from cutlayer.recipes.schemes import SCHEMES
+from cutlayer.recipes.toml import to_toml
 
 
 def test_the_strong_schedule_is_the_one_that_was_measured():
@@ -79,6 +81,13 @@ def test_every_named_recipe_is_legal_and_has_its_own_digest(name):
     assert load(name, seed=1).digest() != recipe.digest()
     assert load(name, data_dir="/tmp").digest() == recipe.digest()
     assert sum(load(other).digest() == recipe.digest() for other in RECIPES) == 1
+
+
+def test_every_character_of_a_name_is_read_back(tmp_path):
+    name = "".join(map(chr, [*range(0x250), 0xFEFF, 0xFFFF, 0x1F52C, 0x10FFFF]))
+    recipe = load("demo", name=name, data_dir='C:\\data\n"here"', codec={"smashed": "float8"})
+    write(tmp_path / "recipe.toml", to_toml(recipe.flat()))
+    assert load(str(tmp_path / "recipe.toml")) == recipe
 
 
 def test_text_is_read_as_flags_give_it():

@@ -14,7 +14,7 @@ def read(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        fields = tomllib.loads(path.read_text())
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is no recipe file: {error}") from error
     return fields
@@ -25,9 +25,15 @@ def to_toml(fields: Mapping[str, Any]) -> str:
     lines = []
     for name, value in fields.items():
         if isinstance(value, dict):
-            pairs = ", ".join(f"{key} = {json.dumps(item)}" for key, item in value.items())
+            pairs = ", ".join(f"{key} = {_value(item)}" for key, item in value.items())
             lines.append(f"{name} = {{{pairs}}}")
         elif value is not None:
-            infinite = isinstance(value, float) and math.isinf(value)
-            lines.append(f"{name} = {value if infinite else json.dumps(value)}")
+            lines.append(f"{name} = {_value(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    # JSON, but that TOML knows no surrogate pairs, and no bare DEL
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
