@@ -13,6 +13,9 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from . import cli_network
 from .console import (
+    FAILED,
+    INTERRUPTED,
+    WRONG,
     advised,
     console,
     follow,
@@ -23,16 +26,16 @@ from .console import (
     show_paths,
     show_runs,
     show_schemes,
+    told,
+    trace,
 )  # fmt: skip
-from .errors import Advice, BadInput, RunFailed, unknown
+from .errors import Advice, BadInput, RunFailed, shortage, unknown
 from .flags import Fields, folder_of, given, none
 from .meter import heard
 from .methods import METHODS
 from .recipes import Recipe, fields_of, load
 from .recipes.schemes import SCHEMES
 from .recipes.toml import to_toml
-
-WRONG, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def run(
@@ -126,7 +129,8 @@ def compare(
 
         def failed(cell: Recipe, error: Exception) -> None:
             failures.append(error)
-            console.print(f"[red]failed[/red] {cell.digest()[:12]}: {error}", highlight=False)
+            trace(error)
+            console.print(f"[red]failed[/red] {cell.digest()[:12]}: {shortage(error) or error}", highlight=False)
 
         done, complete = compare_all(recipes, folder, max_minutes=max_minutes, progress=progress, failed=failed)
     if not done:
@@ -263,18 +267,15 @@ def main(argv: list[str] | None = None) -> int:
         with heard(), advised():
             code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="cutlayer", description=__doc__, args=argv)
         return code
-    except BadInput as error:
-        print(f"cutlayer: {error}", file=sys.stderr)
-        return WRONG
-    except RunFailed as error:
-        print(f"cutlayer: {error}", file=sys.stderr)
-        return FAILED
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()
         return FAILED
-    except OSError as error:
-        print(f"cutlayer: {str(error.filename)!r}: {error.strerror}; give another path", file=sys.stderr)
-        return WRONG
+    except Exception as error:
+        if (found := told(error)) is None:
+            raise
+        trace(error)
+        print(f"cutlayer: {found[1]}", file=sys.stderr)
+        return found[0]
     except KeyboardInterrupt:
         print("cutlayer: interrupted; the same command goes on from the last mark", file=sys.stderr)
         return INTERRUPTED

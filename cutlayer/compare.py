@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import BadInput, RunFailed
 from .outputs import check_folder
 from .recipes import FIELDS, Recipe, options_of, override, toml
@@ -102,7 +104,7 @@ def compare(
             done.append(run_in(recipe, folder, progress=progress(i, recipe), deadline=deadline))
         except Paused:
             complete = False
-        except (RunFailed, BadInput, RuntimeError, MemoryError, OSError) as error:  # also a card that is full
+        except (RunFailed, BadInput, RuntimeError, MemoryError, OSError, SafetensorError) as error:  # also a card that is full
             if len(recipes) == 1 and isinstance(error, BadInput):
                 raise
             failed(recipe, error)

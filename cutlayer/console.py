@@ -1,5 +1,7 @@
-"""What the command line shows: progress, tables, and where things were written."""
+"""What the command line shows: progress, tables, where things were written, and what went wrong."""
 
+import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,12 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .errors import Advice
+from .errors import Advice, BadInput, RunFailed, shortage
 from .estimate import Estimate
 from .recipes.schemes import Scheme
 from .report import Run, read, rows
 
 console = Console()
+WRONG, FAILED, INTERRUPTED = 2, 1, 130
 NARROW = 120  # below so many columns the terminal shows what matters most; the report has it all
 LEFT_OUT = ("seeds", "last 5", "peak %", "multiply-adds")
 
@@ -34,6 +37,24 @@ def advised() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
+
+
+def trace(error: Exception) -> None:
+    """Print where in the code an error is from, if CUTLAYER_DEBUG is set."""
+    if os.environ.get("CUTLAYER_DEBUG"):
+        traceback.print_exception(error)
+
+
+def told(error: Exception) -> tuple[int, str] | None:
+    """Return the exit code and the line for an error that has one; None for a defect of the program, whose traceback is wanted."""
+    if isinstance(error, BadInput | RunFailed):
+        return (WRONG if isinstance(error, BadInput) else FAILED), str(error)
+    if (why := shortage(error)) is not None:
+        return FAILED, why
+    if isinstance(error, OSError):
+        named = error.filename is not None
+        return (WRONG, f"{str(error.filename)!r}: {error.strerror}; give another path") if named else (FAILED, str(error))
+    return None
 
 
 def progress_bar() -> Progress:

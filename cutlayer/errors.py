@@ -1,7 +1,14 @@
 """What goes wrong, in two kinds: input to be corrected, and a run that failed."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+from safetensors import SafetensorError
+
+# PyTorch has an error of its own only for a GPU's memory
+NO_MEMORY = ("out of memory", "can't allocate memory", "size calculation overflowed")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BadInput(ValueError):
@@ -14,6 +21,16 @@ class RunFailed(RuntimeError):
 
 class Advice(UserWarning):
     """What was given works, and something else would be better; the message is one line."""
+
+
+def shortage(error: BaseException) -> str | None:
+    """Return in one line of what a run had too little, memory or room on the disk, or None if the error is another."""
+    said = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)):
+        return f"out of memory ({said}); take a smaller network, head or batch_size"
+    if (isinstance(error, SafetensorError) and "I/O error" in said) or (isinstance(error, OSError) and error.errno in NO_ROOM):
+        return f"a file cannot be written ({said}); make room on the disk, and the same command goes on"
+    return None
 
 
 def unknown(what: str, name: str, legal: Iterable[str]) -> BadInput:

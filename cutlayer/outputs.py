@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -28,6 +29,7 @@ from .meter import PHASES, Direction, Meter
 from .parties import Parties
 from .recipes.recipe import Recipe, make
 from .recipes.toml import read, to_toml
+from .runs import told
 from .transports.link import Tap
 from .wire import Packed, dumps
 
@@ -136,13 +138,20 @@ class Outputs:
         return result
 
     def finished(self, parties: Parties) -> Result:
-        """Return the result of the run that is already done in this folder, with its weights."""
+        """Return the result of the run that is already done in this folder, with its weights; raises BadInput if a file is damaged."""
+        from .report import read as read_run
+
         assert self.out is not None
         modules = parties.modules()
         for name, module in modules.items():
-            module.load_state_dict(load_file(self.out / "weights" / f"{name}.safetensors"))
-        records = [json.loads(line) for line in (self.out / "records.jsonl").read_text().splitlines()]
-        return Result(json.loads((self.out / "summary.json").read_text()), records, modules, self.out)
+            path = self.out / "weights" / f"{name}.safetensors"
+            try:
+                module.load_state_dict(load_file(path))
+            except (OSError, RuntimeError, SafetensorError) as error:
+                why = str(error).partition("\n")[0]
+                raise BadInput(f"{path} cannot be read ({why}); delete {self.out}, and run again") from error
+        run = read_run(self.out)
+        return Result(run.summary, run.records, modules, self.out)
 
     def _events(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -245,8 +254,8 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
 def check_data(release: str, folder: Path) -> None:
     """Raise BadInput if a folder holds a run on other data."""
     files = (folder / name for name in ("partition.json", "summary.json"))
-    written = (json.loads(path.read_text()) for path in files if path.exists())
-    other = next((told["release"] for told in written if "release" in told), release)
+    written = (told(path) for path in files if path.exists())
+    other = next((found["release"] for found in written if "release" in found), release)
     if other != release:
         raise BadInput(f"{folder} holds a run on other data ({other}) than these ({release}); choose another --out")
 

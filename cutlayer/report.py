@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .errors import BadInput
 from .findings import Finding, against, baseline, comparable, findings, found, paired
-from .runs import APART, Group, Run, differences, groups_of, human, interval, payload, word
+from .runs import APART, Group, Run, differences, groups_of, human, interval, payload, told, word
 
 __all__ = ["Run", "findings", "labels", "read", "rows", "write"]
 
@@ -69,13 +69,13 @@ def read(folder: Path) -> Run:
     try:
         lines = (folder / "records.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines if line.endswith("}")]  # a line being written has no end yet
-        if (folder / "summary.json").exists():
-            return Run(json.loads((folder / "summary.json").read_text()), records)
         recipe = (
             tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8")) if (folder / "recipe.toml").exists() else {}
         )
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder} holds no run that can be read ({error}); give the folder of a run") from error
+    if (folder / "summary.json").exists():
+        return Run(told(folder / "summary.json"), records)
     if not records:
         raise BadInput(f"{folder} has no finished round yet; wait for it, or run it again into the same folder")
     return Run(_so_far(recipe, records), records)

@@ -1,6 +1,7 @@
 """The command line: what it writes, and that bad input is one line and exit code 2, a failed run 1."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -332,6 +333,70 @@ def test_a_loss_that_is_nan_ends_the_run_with_1_and_finished_rounds_are_kept(cod
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
     assert "lower lr" in error
+
+
+WIDE = ["--auxiliary", "mlp", "--auxiliary-width", str(10**15)]
+
+
+def test_too_little_memory_is_one_line_and_1(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "demo", *QUICK, *WIDE]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("cutlayer: out of memory (")
+    assert main(["compare", "demo", *QUICK, *WIDE, "--no-baselines"]) == 1
+    assert "out of memory (" in " ".join(capsys.readouterr().out.split())
+    # and where in the code that is, for who wants to know
+    monkeypatch.setenv("CUTLAYER_DEBUG", "1")
+    assert main(["run", "demo", *QUICK, *WIDE]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.strip().splitlines()[-1] == line
+
+
+def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch):
+    def defect(*args, **kwargs):
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+
+    monkeypatch.setattr("cutlayer.compare.run_recipe", defect)
+    with pytest.raises(RuntimeError, match="must match"):
+        main(["run", "demo", *QUICK])
+
+
+def test_a_full_disk_is_one_line_and_1(tmp_path):
+    code = (
+        "import resource; from cutlayer.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM));"
+        f"raise SystemExit(main(['run', 'demo', *{QUICK!r}, '--out', 'ROOM']))"
+    )
+    for room in ("100", "50000"):  # too little for a file of text, and for weights
+        command = [sys.executable, "-c", code.replace("ROOM", room)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        (line,) = done.stderr.strip().splitlines()
+        assert done.returncode == 1
+        assert line.startswith("cutlayer: a file cannot be written (")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("partition.json", '{"num_cl', "partition.json cannot be read"),
+        ("summary.json", "", "summary.json cannot be read"),
+        ("summary.json", "[]", "summary.json holds [] and no table"),
+        ("weights/top.safetensors", "", "top.safetensors cannot be read"),
+    ],
+    ids=["cut off", "empty", "a list", "weights"],
+)
+def test_a_damaged_file_of_a_run_is_named(name, text, why, tmp_path, capsys):
+    data, parts = small_data(), cl.cut(small_model(), "stem")
+    clients = cl.partition.iid(data.train, num_clients=1)
+    how = {"rounds": 1, "batch_size": 8, "num_threads": 1, "out": tmp_path}
+    cl.run(parts, clients, **how)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=re.escape(why) + ".*; delete .* run again"):
+        cl.run(parts, clients, **how)
+    if name == "summary.json":
+        assert main(["report", str(tmp_path)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert why in line
 
 
 def test_rounds_finished_before_a_failure_are_kept(tmp_path):
