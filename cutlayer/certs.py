@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ except ImportError as error:
     raise BadInput("certificates need the cryptography package; pip install 'cutlayer[grpc]'") from error
 
 DAYS = 30
+MOST_DAYS = 3650
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # of a file as well, and a common name has at most 64 characters
 
 
 class Authority:
@@ -52,8 +55,18 @@ class Authority:
 def demo(folder: Path, names: Sequence[str], days: float = DAYS) -> list[Path]:
     """Write an authority's certificate, and one with its key for the server and each client, and return the files.
 
-    The authority's own key is thrown away, so no further party can be let in by this set. Raises BadInput if there is a set already.
+    The authority's own key is thrown away, so no further party can be let in by this set. Raises BadInput, before anything is written,
+    for a name that cannot be one, days that are none, and if there is a set already.
     """
+    taken = ["ca", SERVER_NAME]
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise BadInput(f"client {name!r}: a name has 1 to 64 of A-Z a-z 0-9 . _ - and begins with no dot; give another")
+        if name.lower() in taken:  # some file systems do not tell A from a
+            raise BadInput(f"client {name!r}: the authority, the server or another client is called so already; give another")
+        taken.append(name.lower())
+    if not 0 < days <= MOST_DAYS:
+        raise BadInput(f"days = {days}: certificates are for more than 0 and at most {MOST_DAYS} days")
     if (folder / "ca.pem").exists():
         raise BadInput(f"{folder} holds a set of certificates already; choose another folder, or delete it")
     authority = Authority(folder, days)

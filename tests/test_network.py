@@ -23,6 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from cutlayer.certs import Authority, check, demo
+from cutlayer.cli import main
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.handshake import about, refusal, warning
 from cutlayer.join import join
@@ -613,10 +614,28 @@ def test_certificates_say_what_is_wrong_with_them(tls, tmp_path):
         check(tls["alice"]._replace(key=tls["bob"].key), "alice")
     with pytest.raises(BadInput, match="No such file"):
         check(Tls(tmp_path / "ca", tmp_path / "cert", tmp_path / "key"), "alice")
-    demo(tmp_path / "set", ["alice"])
+    names = ["alice", "a.b_c-1", "x" * 64]
+    demo(tmp_path / "set", names)
+    for name in names:
+        check(Tls(*(tmp_path / "set" / file for file in ("ca.pem", f"{name}.pem", f"{name}.key"))), name)
     with pytest.raises(BadInput, match="holds a set of certificates already"):
         demo(tmp_path / "set", ["alice"])
     assert (tmp_path / "set" / "alice.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        *((["--clients", clients], "give another") for clients in
+          ("ca,bob", "server", "Server", "alice,alice", "Bob,bob", "../esc", ".hidden", "a/b", "ü", "a b", "x" * 65, "bob\n")),
+        *((["--days", days], "more than 0 and at most 3650 days") for days in ("-1", "0", "nan", "inf", "1e9")),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_set_of_certificates_that_would_be_broken_is_not_begun(words, why, tmp_path, capsys):
+    assert main(["certs", "demo", str(tmp_path / "set"), *words]) == 2
+    assert why in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
