@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,25 @@ from .handshake import about, refusal
 from .meter import Meter
 from .recipes.recipe import Recipe
 from .run import data_of, parts_of, task_of
-from .task import Batch
+from .task import Batch, Task, accuracy, cross_entropy
 from .transports.grpc_client import NetworkLine
 from .transports.grpc_common import Tls
 from .transports.grpc_server import Gate
 from .wire import Message, loads, pack, unpack
 
 BATCH = 500
+LOCAL = "these are the answers of the auxiliary head, not of the whole network"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The outputs (n, ...) for n samples, and in classification the class (n, ...) of each sample or position."""
+
+    outputs: Tensor
+    classes: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.outputs)
 
 
 def load_into(module: nn.Module, path: Path) -> nn.Module:
@@ -132,17 +145,20 @@ class Owner:
 def predict(
     recipe: Recipe, weights: Path, *, server: str | None, name: str, tls: Tls | None = None, local: bool = False, patience: float = 10.0,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
-    """Return the outputs for the recipe's test set, (n, ...), and the task's metrics on them.
+) -> tuple[Answers, dict[str, float]]:  # fmt: skip
+    """Return the answers for the recipe's test set, and the task's metrics on them.
 
-    With `local`, if the server cannot be reached within `patience` seconds, the answers are those of the auxiliary head, and that is said.
+    With `local`, if no server is named or it cannot be reached within `patience` seconds, they are those of the auxiliary head, and that
+    is said.
     Raises BadInput, and RunFailed if the server stays away.
     """
     owner = Owner(recipe, weights)
     if local and "auxiliary" not in owner.modules:
         raise BadInput(f"--local needs an auxiliary head, and {weights} has none; train with a method that has one")
     source = owner.data.test
-    line = NetworkLine(server, name, about(recipe), tls=tls, patience=patience, say=say) if server else None
+    if server is None:
+        say(f"no server is named: {LOCAL}")
+    line = NetworkLine(server, name, about(recipe), tls=tls, patience=patience, say=say) if server is not None else None
     found: list[Tensor] = []
     try:
         try:
@@ -151,29 +167,29 @@ def predict(
         except RunFailed as error:
             if not local:
                 raise
-            say(f"{error}: these are the answers of the auxiliary head, not of the whole network")
+            say(f"{error}: {LOCAL}")
             found = [owner.outputs(batch, None) for batch in owner.batches(source)]
     finally:
         if line is not None:
             line.close()
     outputs = torch.cat(found)
     y = torch.cat([batch.y for batch in owner.batches(source)])
-    return outputs, {metric: float(function(outputs, y)) for metric, function in owner.task.metrics.items()}
+    metrics = {metric: float(function(outputs, y)) for metric, function in owner.task.metrics.items()}
+    return Answers(outputs, classes(owner.task, outputs)), metrics
 
 
-def write(outputs: Tensor, path: Path) -> None:
-    """Write one line a sample: the class of the largest output where there are several, and the outputs."""
-    rows = outputs.reshape(len(outputs), -1).tolist()
-    header = ",".join(["sample", "answer", *(f"output{i}" for i in range(len(rows[0])))])
-    lines = [
-        ",".join(
-            [
-                str(n),
-                str(max(range(len(row)), key=row.__getitem__) if len(row) > 1 else row[0]),
-                *(f"{value:.9g}" for value in row),
-            ]
-        )
-        for n, row in enumerate(rows)
-    ]
+def classes(task: Task, outputs: Tensor) -> Tensor | None:
+    """Return the class (n, ...) of the largest of logits (n, C, ...), or None where the task's outputs are none."""
+    return outputs.argmax(1) if task.loss is cross_entropy or accuracy in task.metrics.values() else None
+
+
+def write(answers: Answers, path: Path) -> None:
+    """Write one line a sample: in classification the answer, of several positions each with a blank between, and then all outputs."""
+    rows = answers.outputs.reshape(len(answers), -1).tolist()
+    columns = {"sample": list(map(str, range(len(rows))))}
+    if answers.classes is not None:
+        columns["answer"] = [" ".join(map(str, row)) for row in answers.classes.reshape(len(answers), -1).tolist()]
+    header = ",".join([*columns, *(f"output{i}" for i in range(len(rows[0])))])
+    lines = [",".join([*own, *(f"{value:.9g}" for value in row)]) for *own, row in zip(*columns.values(), rows, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([header, *lines]) + "\n")

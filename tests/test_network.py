@@ -409,18 +409,39 @@ def test_local_answers_are_those_of_the_auxiliary_head_and_it_is_said(tmp_path):
     recipe = make({**BASE, "scheme": "locsplitfed", "rounds": 1})
     result, _ = over_grpc(recipe, tmp_path)
     said = []
-    outputs, found = predict(
-        recipe,
-        tmp_path / "client0" / "weights",
-        server="127.0.0.1:1",
-        name="client0",
-        local=True,
-        patience=0.5,
-        say=said.append,
-    )
-    assert found["accuracy"] == pytest.approx(result.records[-1]["auxiliary_accuracy"])
-    assert any("the answers of the auxiliary head, not of the whole network" in line for line in said)
-    assert outputs.shape == (16, 10)
+    for server, why in (("127.0.0.1:1", "has been away for"), (None, "no server is named")):
+        answers, found = predict(
+            recipe,
+            tmp_path / "client0" / "weights",
+            server=server,
+            name="client0",
+            local=True,
+            patience=0.5,
+            say=said.append,
+        )
+        assert found["accuracy"] == pytest.approx(result.records[-1]["auxiliary_accuracy"])
+        assert said[-1].endswith("these are the answers of the auxiliary head, not of the whole network")
+        assert why in said[-1]
+        assert answers.outputs.shape == (16, 10)
+
+
+def test_answers_are_classes_where_outputs_are_logits(tmp_path):
+    from cutlayer.predict import Answers, classes, write
+    from cutlayer.task import Task
+
+    page = tmp_path / "answers.csv"
+    logits = torch.tensor([[[0.0, 9.0], [1.0, 2.0], [0.5, 3.0]], [[4.0, 0.0], [0.0, 0.0], [5.0, 1.0]]])  # (N, C, T)
+    write(Answers(logits, classes(Task(), logits)), page)
+    assert [line.split(",")[:3] for line in page.read_text().splitlines()] == [
+        ["sample", "answer", "output0"],
+        ["0", "1 0", "0"],
+        ["1", "2 2", "4"],
+    ]
+    write(Answers(logits[:, :, 1], classes(Task(), logits[:, :, 1])), page)
+    assert page.read_text().splitlines()[1] == "0,0,9,2,3"
+    regression = Task(lambda output, y: (output - y).square().mean(), {"error": lambda output, y: 0.0})
+    write(Answers(logits[:, :, 1], classes(regression, logits[:, :, 1])), page)
+    assert page.read_text().splitlines()[:2] == ["sample,output0,output1,output2", "0,9,2,3"]
 
 
 def test_a_server_shows_its_clients_and_serves_the_figures(tmp_path):
