@@ -50,6 +50,8 @@ LEGEND = (
      "state; on a GPU the growth of allocated memory in place of saved tensors."),
     ("multiply-adds", "of one sample's forward pass through all that a client holds: bottom, auxiliary head, decoder, tail."),
     ("seconds", "wall-clock time of the whole run, all parties and the evaluation on one machine."),
+    ("time by phase", "seconds of forward, backward and codec by side; of parties in processes of their own also the clients' waiting, "
+     "which in one process is the server's time."),
     ("simulated", "modelled, not measured: multiply-adds over speed, bits over bandwidth plus latency, with the uplink, downlink, "
      "latency, speeds and server_speed of the recipe below."),
     ("±", "mean over seeds and half-width of the 95 % Student-t interval; hover for the single seeds. "

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from cutlayer.errors import BadInput
+from cutlayer.figures import draw
 from cutlayer.findings import against, baseline, comparable, paired
 from cutlayer.report import Run, findings, labels, read, rows, write
-from cutlayer.runs import human
+from cutlayer.runs import groups_of, human
 
 VOID = {"meta", "br", "img", "link", "hr", "input", "col", "use", "path", "rect"}
 SMASHED = 8_192_000
@@ -170,6 +171,15 @@ def test_rows_of_single_runs_are_the_numbers() -> None:
     assert (first["client peak memory"], second["client peak memory"]) == ("25.5 MB", "21.5 MB")
     assert (first["client multiply-adds / sample"], second["client multiply-adds / sample"]) == ("12.0 M", "12.1 M")
     assert first["seconds"] == "50.0"
+
+
+def test_waiting_is_a_phase_only_where_nobody_works_meanwhile() -> None:
+    for transport, total in (("inprocess", 45.5), ("mpi", 75.5)):
+        run = made("auxiliary_loss", transport=transport)
+        run.summary["seconds"] = {**run.summary["seconds"], "wait": 30.0}
+        (svg,) = (drawn.svg for drawn in draw(groups_of([run]), "accuracy") if drawn.title == "Time by phase")
+        assert f">{total} s<" in svg
+        assert (">wait<" in svg) == (transport == "mpi")
 
 
 def test_seeds_give_the_mean_and_a_student_interval() -> None:
