@@ -115,7 +115,7 @@ def _left(run: Run) -> Finding | None:
         if nbytes:
             said = f"The {side} still holds {human(nbytes)} of a batch's graph when its step is over."
             return Finding(
-                "memory", False, f"{said} Something keeps a tensor of the graph: detach what a method or a loss remembers."
+                "left", False, f"{said} Something keeps a tensor of the graph: detach what a method or a loss remembers."
             )
     return None
 

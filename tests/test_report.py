@@ -270,6 +270,17 @@ def test_a_heavy_client_is_named() -> None:
     assert said.startswith("The client's peak memory (5.00 MB) is not below the server's (4.00 MB). Cut earlier")
 
 
+def test_two_findings_about_memory_are_both_told_with_their_seeds(tmp_path: Path) -> None:
+    runs = [made(seed=seed) for seed in range(3)]
+    for run in runs:
+        run.summary["peak_memory_bytes"] = {"client": 5_000_000, "server": 4_000_000}
+        run.summary["bytes_left_after_step"] = {"client": 100, "server": 0}
+    page = write(runs, tmp_path / "report.html").read_text()
+    assert page.count("(3 of 3 seeds; numbers of the first.)") == 2
+    assert "The client still holds 100 B of a batch" in page
+    assert "is not below the server" in page
+
+
 def test_beside_the_conventional_run_bytes_are_exactly_half() -> None:
     conventional, decoupled = made(), made("auxiliary_loss")
     assert baseline(decoupled, [decoupled, conventional]) is conventional
