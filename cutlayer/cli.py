@@ -116,6 +116,8 @@ def compare(
     recipes = list(cells(base, wanted, _seeds(seeds) if seeds is not None else [base.get("seed", 0)]))
     recipes += baselines_of(recipes) if baselines else []
     folder = out or Path("runs") / f"compare-{Path(recipe).stem}"
+    if (folder / "recipe.toml").exists():
+        raise BadInput(f"{folder} holds a run, whose report.html would be replaced; choose another --out")
     swept = [*wanted, "seed"]
     failures: list[Exception] = []
     with progress_bar() as bar:
@@ -169,12 +171,12 @@ def report(folders: Positional[tuple[Path, ...]], /, out: Path = Path("report.ht
     """
     from .report import read, write
 
-    found = [path.parent for folder in folders for path in sorted(folder.rglob("summary.json"))]
-    if not found:
-        raise BadInput(
-            f"no summary.json in {', '.join(map(str, folders)) or 'nothing given'}; name folders that run or compare wrote"
-        )
-    runs = [read(folder) for folder in found]
+    found = {folder: sorted(folder.rglob("summary.json")) for folder in folders}
+    without = [str(folder) for folder, paths in found.items() if not paths]
+    if without or not folders:
+        raise BadInput(f"no summary.json in {', '.join(without) or 'nothing given'}; name folders that run or compare wrote")
+    once = {path.parent.resolve(): path.parent for paths in found.values() for path in paths}
+    runs = [read(folder) for folder in once.values()]
     page = write(runs, out)
     show_runs(runs)
     show_paths({"report": page})

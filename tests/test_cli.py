@@ -266,7 +266,8 @@ BAD = [
     (["compare", "demo", "--over", "lr=0.1", "--over", "lr=0.2"], "--over lr is given twice"),
     (["compare", "demo", "--seed", "1", "--seeds", "2,3"], "--seed 1 beside --seeds 2,3"),
     (["list", "schema"], "Did you mean 'schemes'"),
-    (["report", "/nowhere"], "no summary.json"),
+    (["report", "/nowhere"], "no summary.json in /nowhere;"),
+    (["report"], "no summary.json in nothing given"),
 ]
 
 
@@ -277,6 +278,21 @@ def test_bad_input_is_one_line_and_exit_code_2(words, why, capsys, tmp_path, mon
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     assert why in lines[0]
+
+
+def test_a_report_has_each_run_once_and_none_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "demo", *QUICK, "--out", "runs/one"]) == 0
+    page = (tmp_path / "runs" / "one" / "report.html").read_bytes()
+    assert main(["report", "runs", "runs/one/", str(tmp_path / "runs"), "--out", "page.html"]) == 0
+    assert "configurations" not in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
+    assert main(["report", "runs/one", "runs/two", "runs/three", "--out", "page.html"]) == 2
+    assert "no summary.json in runs/two, runs/three;" in capsys.readouterr().err
+    # and a comparison does not write over a run's page
+    assert main(["compare", "demo", *QUICK, "--out", "runs/one"]) == 2
+    assert "runs/one holds a run" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "one" / "report.html").read_bytes() == page
 
 
 def test_none_is_a_name_where_it_is_one_and_nothing_elsewhere(tmp_path, monkeypatch, capsys):
