@@ -21,6 +21,7 @@ from .console import (
     follow,
     progress_bar,
     show_estimate,
+    show_failure,
     show_finished,
     show_lists,
     show_paths,
@@ -132,7 +133,7 @@ def compare(
         def failed(cell: Recipe, error: Exception) -> None:
             failures.append(error)
             trace(error)
-            console.print(f"[red]failed[/red] {cell.digest()[:12]}: {shortage(error) or error}", highlight=False)
+            show_failure(cell.digest()[:12], shortage(error) or str(error))
 
         done, complete = compare_all(recipes, folder, max_minutes=max_minutes, progress=progress, failed=failed)
     if not done:

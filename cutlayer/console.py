@@ -12,13 +12,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from .errors import Advice, BadInput, RunFailed, shortage
 from .estimate import Estimate
 from .recipes.schemes import Scheme
 from .report import Run, read, rows
 
-console = Console()
+console = Console(markup=False, emoji=False)  # a path or a name may have brackets and colons
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
 NARROW = 120  # below so many columns the terminal shows what matters most; the report has it all
 LEFT_OUT = ("seeds", "last 5", "peak %", "multiply-adds")
@@ -59,8 +60,9 @@ def told(error: Exception) -> tuple[int, str] | None:
 
 def progress_bar() -> Progress:
     """Return the bar under which runs are followed; each run is a line of it."""
-    counted = (MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    return Progress(TextColumn("{task.description}"), BarColumn(bar_width=20), *counted, console=console)
+    called, note = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[note]}"))
+    counted = (MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn(), note)
+    return Progress(called, BarColumn(bar_width=20), *counted, console=console)
 
 
 def follow(bar: Progress, label: str) -> Callable[[int, int, dict[str, Any] | None], None]:
@@ -90,6 +92,11 @@ def show_runs(runs: Sequence[Run]) -> None:
     for line in lines:
         table.add_row(*(line[i] for i in keep))
     console.print(table)
+
+
+def show_failure(which: str, why: str) -> None:
+    """Print which run failed, and why."""
+    console.print(Text.assemble(("failed", "red"), f" {which}: {why}"))
 
 
 def show_paths(paths: Mapping[str, Path]) -> None:

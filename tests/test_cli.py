@@ -16,6 +16,7 @@ from cutlayer.compare import baselines
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.recipes import RECIPES, load
 from cutlayer.recipes.schemes import BASELINES, SCHEMES
+from cutlayer.recipes.toml import to_toml
 
 QUICK = [
     "--num-train",
@@ -103,6 +104,20 @@ def test_compare_runs_the_product_once_and_goes_on(tmp_path, capsys):
 def test_compare_takes_the_seed_of_its_recipe_where_none_is_given(tmp_path):
     assert main(["compare", "demo", *QUICK, "--no-baselines", "--seed", "3", "--out", str(tmp_path)]) == 0
     assert [json.loads(path.read_text())["seed"] for path in tmp_path.glob("*/summary.json")] == [3]
+
+
+def test_names_and_paths_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a[x].toml").write_text(to_toml({"name": "n[/y]:cat:", "num_threads": 1}))
+    few = [*QUICK, "--rounds", "1", "--diagnose-every", "0"]
+    assert main(["run", "a[x].toml", *few, "--out", "out[/x]"]) == 0
+    said = capsys.readouterr().out
+    assert "n[/y]:cat:" in said
+    assert "report: out[/x]/report.html" in said
+    assert main(["compare", "a[x].toml", *few, "--no-baselines", "--out", "runs[a]", "--over", "lr=0.1,1e18"]) == 1
+    assert "runs: runs[a]\n" in capsys.readouterr().out
+    assert main(["run", "a[x].toml", *few, "--dry-run"]) == 0
+    assert "n[/y]:cat:" in capsys.readouterr().out
 
 
 def test_compare_pauses_inside_a_run_and_the_weights_are_the_same(tmp_path):
