@@ -56,6 +56,7 @@ def baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
             central = "num_clients" in SCHEMES[scheme].fields
             # the one owner is none of these clients: where they differ in speed, nothing is known of its seconds
             without = (OF_CLIENTS + (OF_THE_CLOCK if len(recipe.speeds) > 1 else ())) if central else ()
+            without += () if scheme == "fedavg" else ("fedprox",)  # who receives no weights is pulled to none
             made = make({**{name: value for name, value in kept.items() if name not in without}, "scheme": scheme})
             if made.digest() not in known:
                 found.setdefault(made.digest(), made)

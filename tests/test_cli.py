@@ -170,6 +170,7 @@ def test_compare_sets_the_uncut_network_beside_its_cells(tmp_path, capsys):
         {"scheme": "dsl", "overlap": 2, "diagnose_every": 0},
         {"codec": "smashed=float8", "compress_eval": "true"},
         {"speeds": "1e9,2e9", "uplink": 10},
+        {"scheme": "splitfed_v1", "fedprox": 0.1},
         *({"scheme": name} for name in SCHEMES),
     ],
     ids=str,

@@ -234,6 +234,10 @@ REFUSED = [
     ({"scheme": "vanilla", "cut": "none"}, "method uncut and cut none go together"),
     ({"scheme": "fedavg", "codec": {"smashed": "float8"}}, "nothing crosses the cut"),
     ({"fedprox": -1}, "fedprox = -1"),
+    ({"fedprox": 0.1, "scheme": "vanilla", "num_clients": 1}, "fedprox = 0.1: it pulls clients to weights that they received"),
+    ({"fedprox": 0.1, "scheme": "dsl", "num_clients": 2}, "one shared model is not handed over"),
+    ({"fedprox": 0.1, "scheme": "psl", "num_clients": 2}, "private clients receive none"),
+    ({"fedprox": 0.1, "scheme": "local_only", "num_clients": 2}, "with sync_every = 'never' nothing is averaged"),
 ]
 
 

@@ -72,6 +72,8 @@ def refusal(recipe: Recipe) -> str | None:
         return f"server_order = 'concatenated': method {recipe.method!r} asks several times for one batch; take another order"
     if (why := _timing(recipe, schedule, returns)) is not None:
         return why
+    if recipe.fedprox and (why := _receives_nothing(recipe, schedule)):
+        return f"fedprox = {recipe.fedprox}: it pulls clients to weights that they received, and {why}; take 0"
     if getattr(method, "decides_for_all", False) and hasattr(schedule, "merge"):
         return f"method {recipe.method!r} decides for all clients at the end of a round, and schedule asynchronous has none in common"
     if recipe.overlap and (why := _serial(recipe, returns or getattr(method, "waits", lambda options: False)(options))):
@@ -135,6 +137,19 @@ def _timing(recipe: Recipe, o: Any, returns: bool) -> str | None:
     if recipe.options.get("probe") == "server" and recipe.options.get("send_every", 1) > 1:
         return f"send_every = {recipe.options['send_every']}: probing the server sends every batch; take 1, or probe = 'local'"
     return None
+
+
+def _receives_nothing(recipe: Recipe, o: Any) -> str | None:
+    """Return why no weights of others ever come to a client, or None."""
+    if hasattr(o, "merge"):
+        return None
+    if recipe.num_clients == 1:
+        return "one client receives none"
+    if getattr(o, "hand_over", "") == "shared":
+        return "one shared model is not handed over"
+    if getattr(o, "private_clients", False):
+        return "private clients receive none"
+    return "with sync_every = 'never' nothing is averaged" if getattr(o, "sync_every", "") == "never" else None
 
 
 def _greedy(recipe: Recipe, returns: bool) -> str | None:
