@@ -35,7 +35,7 @@ class SyntheticGradient:
     """z up; the client moves along a guess at once, and the regressor learns from true gradients when they are there.
 
     The paper's regressor is trained on gradients as they are, which shrink with the batch size; ours on their shape, and their
-    size is kept apart (`normalised` off is the paper's). A regressor travels with its bottom.
+    size is kept apart, by each client for itself (`normalised` off is the paper's). A regressor travels with its bottom.
     """
 
     Options: ClassVar[type] = SyntheticGradientOptions
