@@ -12,7 +12,7 @@ setup() {  # setup EXTRAS...: install the project with these extras, unless it i
         echo "cutlayer needs Python 3.11 or newer; $PYTHON is $("$PYTHON" --version 2>&1). Set PYTHON=/path/to/python3.11" >&2
         exit 2
     fi
-    if [ ! -x "$VENV/bin/python" ]; then
+    if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then  # one that was interrupted has a python, and no pip yet
         if ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then
             echo "Python's venv module is missing. On Debian or Ubuntu: sudo apt-get install python3-venv" >&2
             exit 2

@@ -1,9 +1,11 @@
 """What the documentation shows, works: code runs, commands are understood, links lead somewhere, every field is named."""
 
 import functools
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -128,6 +130,20 @@ def test_pages_that_are_made_are_up_to_date(script, page, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")  # as when it is started by its name
     made = runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))["page"]()
     assert (ROOT / "docs" / f"{page}.md").read_text() == made, f"run python scripts/{script}.py"
+
+
+def test_an_environment_that_was_interrupted_before_it_had_pip_is_completed(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    how = {
+        "CUTLAYER_VENV": str(tmp_path / "venv"),
+        "CUTLAYER_TORCH": "skip",
+        "PYTHON": sys.executable,
+        "PATH": os.environ["PATH"],
+    }
+    words = ["bash", "-c", f"source {ROOT}/scripts/setup.sh; setup ''"]
+    done = subprocess.run(words, env=how, capture_output=True, text=True, check=False)
+    assert "has no torch: install it there first" in done.stderr  # so far it came
+    assert subprocess.run([tmp_path / "venv" / "bin" / "python", "-c", "import pip"], check=False).returncode == 0
 
 
 def test_the_scripts_that_are_named_are_there():
