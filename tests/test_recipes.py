@@ -90,6 +90,12 @@ def test_every_character_of_a_name_is_read_back(tmp_path):
     assert load(str(tmp_path / "recipe.toml")) == recipe
 
 
+@pytest.mark.parametrize(("scheme", "option"), [("dsl", "auxiliary"), ("fsl_sage", "auxiliary"), ("dni", "regressor")])
+def test_an_unknown_network_at_the_cut_is_an_error_of_the_recipe(scheme, option):
+    with pytest.raises(BadInput, match=f"unknown {option} 'linaer'. Did you mean 'linear'"):
+        load("demo", scheme=scheme, **{option: "linaer"})
+
+
 def test_text_is_read_as_flags_give_it():
     recipe = make({"lr": "0.5", "nesterov": "true", "codec": "smashed=float8,cut_grad=float16", "num_train": "7"})
     assert (recipe.lr, recipe.nesterov, recipe.num_train) == (0.5, True, 7)

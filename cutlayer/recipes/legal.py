@@ -8,7 +8,7 @@ import torch
 from .. import codecs
 from ..data import DATASETS
 from ..data.partition import PARTITIONS
-from ..models import MODELS, heads
+from ..models import MODELS, heads, regressors
 from ..named import find
 from ..schedules import SCHEDULES
 from ..schedules.parallel import period
@@ -90,9 +90,9 @@ def refusal(recipe: Recipe) -> str | None:
         return f"warmup_rounds = {recipe.warmup_rounds} never ends in {recipe.rounds} rounds; lower it"
     if recipe.options.get("server_cuts") and (why := _greedy(recipe, returns)):
         return f"server_cuts = {recipe.options['server_cuts']!r}: {why}; drop server_cuts"
-    head = recipe.options.get("auxiliary")
-    if isinstance(head, str):
-        find("auxiliary", head, heads.HEADS)
+    for option, rows in (("auxiliary", heads.HEADS), ("regressor", regressors.REGRESSORS)):
+        if isinstance(recipe.options.get(option), str):
+            find(option, recipe.options[option], rows)
     share = recipe.options.get("backward_share", 1.0)
     if not 0 < share <= 1:
         return f"backward_share = {share}: must be above 0 and at most 1"
