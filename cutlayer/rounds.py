@@ -16,6 +16,7 @@ from .outputs import Outputs
 from .parties import Parties
 from .recipes.recipe import Recipe
 from .server import Server
+from .task import Task
 
 Progress = Callable[[int, int, dict[str, Any] | None], None]  # steps done, steps in all, the record of a finished round
 
@@ -99,6 +100,12 @@ def as_evaluated(recipe: Recipe) -> Callable[[Tensor], Tensor]:
     for each in getattr(codec, "codecs", [codec]):
         each.training = False
     return lambda z: codec.decode(codec.encode(z))
+
+
+def own_names(task: Task) -> set[str]:
+    """Return what of a round's record no client may say."""
+    own = {"round", "train_loss", "bytes", "seconds", "seconds_total", "simulated_seconds"}
+    return own | {name + end for name in task.metrics for end in ("", "_min", "_max")}
 
 
 def means(server: Server) -> dict[str, float]:

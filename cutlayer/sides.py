@@ -13,13 +13,14 @@ from .cut import Parts
 from .data.partition import Partition
 from .data.sources import Source
 from .errors import BadInput
+from .expected import Expected
 from .fit import fitted
 from .meter import Meter
 from .outputs import Outputs, Result, write
 from .parties import Parties
 from .program import program
 from .recipes.recipe import Recipe
-from .rounds import Progress, Rounds
+from .rounds import Progress, Rounds, own_names
 from .server import Server
 from .task import Task
 from .transports.host import Host
@@ -73,7 +74,7 @@ class ServerSide:
         self.parties = Parties([], [], [], server, ends, meter, template=template)
         self.rounds.follow(self.parties)
         link = Link(ends, meter, self.outputs.tap())
-        self.host = Host(server, link, self, lambda: self.parties.labels, post, **how)
+        self.host = Host(server, link, self, lambda: self.parties.labels, post, Expected(template, own_names(task)), **how)
         self.host.incarnation, self.host.incarnated = self._last(), self._number
         server.on_mark, server.on_round = self._mark, self._round
 

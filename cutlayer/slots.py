@@ -3,19 +3,27 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from .client import Client
 
 
-def _parameter_names(client: "Client") -> dict[int, str]:
+SLOTS: dict[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.SGD: frozenset({"momentum_buffer"}),
+    torch.optim.Adam: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+}
+
+
+def parameter_names(client: "Client") -> dict[int, str]:
+    """Return the <module>.<parameter> of each parameter that travels, by its id."""
     return {id(p): f"{name}.{key}" for name in client.travels for key, p in client.modules[name].named_parameters()}
 
 
 def slots(client: "Client") -> dict[str, Tensor]:
     """Return the optimizer's tensors by optimizer/<module>.<parameter>/<slot>."""
-    names = _parameter_names(client)
+    names = parameter_names(client)
     return {
         f"optimizer/{names[id(p)]}/{slot}": value
         for p, values in client.optimizer.state.items()

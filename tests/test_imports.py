@@ -14,7 +14,7 @@ LEVELS = (
      "training", "slots",
      "data.partition", "data.augment", "data.files"},
     {"auxiliary", "meter", "clock", "client", "program", "schedules", "server", "steps", "stored", "kept", "aligned",
-     "greedy", "probes", "shifts", "data", "data.sources", "data.images", "data.folder", "data.tables", "checkpoint"},
+     "greedy", "probes", "shifts", "expected", "data", "data.sources", "data.images", "data.folder", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
     {"recipes", "costs", "fit", "building", "parties", "diagnose", "findings", "figures", "runs",
      "report", "outputs", "rounds", "run", "compare", "estimate", "sides", "handshake", "certs", "cluster", "serve", "join",

@@ -12,7 +12,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 
 from cutlayer.certs import Authority, check, demo
 from cutlayer.cli import main
+from cutlayer.data.partition import split
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.handshake import about, refusal, warning
 from cutlayer.join import join
@@ -31,8 +33,9 @@ from cutlayer.live import Live, endpoint
 from cutlayer.predict import Answering, Owner, Remote
 from cutlayer.recipes.recipe import make
 from cutlayer.recipes.toml import to_toml
-from cutlayer.run import run_recipe
+from cutlayer.run import data_of, parts_of, run_recipe, task_of
 from cutlayer.serve import Serving
+from cutlayer.sides import ServerSide
 from cutlayer.transports.grpc_client import NetworkLine
 from cutlayer.transports.grpc_common import PROTOCOL, Tls, check_address
 from cutlayer.transports.grpc_server import Gate
@@ -620,6 +623,72 @@ def test_a_party_in_the_middle_of_a_run_that_sends_nonsense_is_turned_away_and_u
     net.join("client1")
     result = net.wait()
     assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+def with_numbers(**numbers):
+    return lambda packed: replace(packed, message=replace(packed.message, numbers={**packed.message.numbers, **numbers}))
+
+
+def ends(lie):
+    """Return a lie about the ends of turns alone."""
+    return lambda packed: lie(packed) if packed.message.numbers["done"] else packed
+
+
+def first_weight(tensor):
+    """Return a lie about one tensor of the weights."""
+    return ends(lambda packed: replace(packed, roles=(packed.roles[0]._replace(parts=(tensor,)), *packed.roles[1:])))
+
+
+LIES = {
+    "shape": (first_weight(torch.zeros(3)), r"is \(3,\) torch.float32, and this server's \(16, 1, 3, 3\)"),
+    "dtype": (
+        first_weight(torch.zeros(16, 1, 3, 3, dtype=torch.int32)),
+        "is .* torch.int32, and this server's .* torch.float32",
+    ),
+    "missing": (ends(lambda packed: replace(packed, roles=packed.roles[1:])), "1 of its weights are missing"),
+    "hello": (lambda packed: with_numbers(done=1.0)(packed), "it ends a turn that it was not told to begin"),
+    "weight": (with_numbers(weight=0.0), "weight 0"),
+    "record": (ends(with_numbers(**{"record/round": 1e6})), "record/round is written by the server alone"),
+}
+
+
+@pytest.mark.parametrize(("lie", "why"), LIES.values(), ids=LIES)
+def test_who_lies_in_a_sync_is_turned_away_and_nobody_else(lie, why, tmp_path, monkeypatch):
+    whole, net = run_recipe(COPIES), Net(COPIES, tmp_path)
+    send = NetworkLine.send
+    with monkeypatch.context() as patched:
+        lied = lambda line, packed, label: send(  # noqa: E731
+            line, lie(packed) if line.name == "client1" and packed.message.is_sync else packed, label
+        )
+        patched.setattr(NetworkLine, "send", lied)
+        net.join("client0")
+        net.join("client1").join(30)
+    assert re.search(why, str(net.failed.pop("client1")))
+    net.join("client1")
+    result = net.wait()
+    assert not net.said("client0 is turned away")
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+def test_an_optimizers_state_that_travels_is_that_of_its_parameters(tmp_path):
+    recipe = make({**BASE, "scheme": "vanilla", "hand_over": "carry", "momentum": 0.9})
+    data = data_of(recipe)
+    shares = split(data.train, recipe)
+    side = ServerSide(recipe, parts_of(recipe, data), task_of(recipe), shares, data.train, tmp_path, post=lambda k, what: None)
+    expected, mine = side.host.expected, side.parties.one.weights()
+    weights = {f"weights/{name}": tensor for name, tensor in mine.items()}
+    name = next(iter(mine))
+    right = {f"optimizer/{name}/momentum_buffer": mine[name]}
+    numbers = {"done": 1.0, "version": 0.0, "weight": 9.0, "batches": 3.0, "left": 0.0}
+    for wrong, why in (
+        ({f"optimizer/{name}/momentum_buffer": torch.zeros(3)}, r"is \(3,\)"),
+        ({f"optimizer/{name}/exp_avg": mine[name]}, "is no state of an optimizer"),
+        ({"optimizer/nothing/momentum_buffer": torch.zeros(3)}, "is no state of an optimizer"),
+        (right, None),
+    ):
+        expected.sent(Message("go", {}, {"return": 1.0}))
+        with pytest.raises(BadInput, match=why) if why else nullcontext():
+            expected.check(Message("sync", {**weights, **wrong}, numbers))
 
 
 def test_certificates_say_what_is_wrong_with_them(tls, tmp_path):

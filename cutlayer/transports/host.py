@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from ..errors import BadInput
+from ..expected import Expected
 from ..server import Server
 from ..wire import Message, Packed
 from .link import Link
@@ -35,6 +36,7 @@ class Host:
         book: Book,
         labels: Callable[[], dict[int, int]],
         post: Callable[[int, Packed | Start], None],
+        expected: Expected,
         *,
         patience: float = float("inf"),
         quorum: int = 1,
@@ -42,6 +44,7 @@ class Host:
         names: Sequence[str] = (),
     ) -> None:
         self.server, self.link, self.book, self.labels, self.post = server, link, book, labels, post
+        self.expected = expected
         self.patience, self.quorum, self.say = patience, quorum, say
         self.names = names or [f"client{k}" for k in range(server.schedule.plan.num_clients)]
         self.first = copy.deepcopy(book.built())
@@ -122,6 +125,7 @@ class Host:
         self.heard.add(k)
         self.link.note("up", packed)
         message = self.link.arrive("up", packed)
+        self.expected.check(message)
         if message.is_sync or message.is_mark:
             self.labels()[k] = label
         if message.reply == "wait":
@@ -183,10 +187,12 @@ class Host:
         self.finished.pop(k, None)
         self.ball.add(k)
         self.started[k] = self.incarnation
+        self.expected.begun(k)
         self.post(k, Start(self.incarnation, label))
 
     def _send(self, replies: Iterable[Message]) -> None:
         for reply in replies:
             packed = replace(self.link.send("down", reply), incarnation=self.incarnation)
             self.ball.add(reply.client)
+            self.expected.sent(reply)
             self.post(reply.client, packed)
