@@ -1,5 +1,6 @@
 """What a client elsewhere may say: a server has only its word, so what does not fit is refused before any of it is kept."""
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -9,7 +10,7 @@ from .averaging import batch_norm_entries
 from .client import Client
 from .errors import BadInput
 from .slots import SLOTS, parameter_names
-from .wire import Message, family
+from .wire import Message, Packed, family
 
 COUNTS = ("done", "version", "weight", "batches", "left")  # of every sync
 LARGEST = 2**32
@@ -18,11 +19,12 @@ LARGEST = 2**32
 class Expected:
     """Remembers what each client was told to give back, and holds what it sends against that.
 
-    `client` is any of them as it was built; `own` are the names in a round's record that only the server writes.
+    `client` is any of them as it was built; `kinds` of messages beside sync and mark are handled; `own` are the names in a round's record
+    that only the server writes.
     """
 
-    def __init__(self, client: Client, own: Collection[str]) -> None:
-        self.weights, self.own = client.weights(), frozenset(own)
+    def __init__(self, client: Client, kinds: Collection[str], own: Collection[str]) -> None:
+        self.weights, self.kinds, self.own = client.weights(), {"sync", "mark", *kinds}, frozenset(own)
         self.kept = batch_norm_entries(list(self.weights)) if client.keeps_norm else set()
         self.slots = SLOTS[type(client.optimizer)] if client.hand_over == "carry" else frozenset()
         self.trained = set(parameter_names(client).values())
@@ -37,8 +39,24 @@ class Expected:
         """Note that a client starts anew: it says hello before it is told anything."""
         self.asked.pop(client, None)
 
+    def arriving(self, packed: Packed) -> None:
+        """Raise BadInput on what no client sends, before a message is counted, seen or decoded."""
+        message = packed.message
+        if message.kind not in self.kinds:
+            raise BadInput(
+                f"a message of kind {message.kind!r:.80} arrived; this server handles {', '.join(sorted(self.kinds))}"
+            )
+        for name, value in message.numbers.items():
+            if not math.isfinite(value) and family(name) != "record":  # a record may say that training has diverged
+                raise BadInput(f"{name} = {value} in a message of kind {message.kind!r}; only finite numbers are sent")
+
     def check(self, message: Message) -> None:
         """Raise BadInput if a message is none that this client would send now."""
+        for role in ("smashed", "labels"):
+            if role in message.tensors and not message.tensors[role].shape[:1].numel():
+                raise BadInput(
+                    f"{role!r} of shape {tuple(message.tensors[role].shape)} holds no sample; a batch has one at least"
+                )
         if message.is_sync:
             self._counts(message)
             self._tensors(message, self._wanted(message))

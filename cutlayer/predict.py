@@ -76,7 +76,7 @@ class Answering:
                 if received.frame is not None:
                     try:
                         self._answer(event.client, unpack(loads(received.frame, checked=False), {}))
-                    except (BadInput, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+                    except Exception as error:  # a stranger's message may raise anything
                         self.gate.turn_away(event.client, f"this top cannot take that ({str(error).partition(chr(10))[0]})")
                 event.session.take(received)
         finally:

@@ -151,10 +151,10 @@ class Serving:
                 self._ready(k, received.told)
             elif received.told["kind"] == "bye":
                 self.host.bye(k, figures(received.told["figures"]))
-        except RunFailed:  # training itself broke, whoever sent the last message
+        except (RunFailed, OSError):  # training itself broke, or a file cannot be written, whoever sent the last message
             raise
-        except (BadInput, RuntimeError, KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
-            why = str(error).partition("\n")[0]
+        except Exception as error:  # a stranger's message may raise anything
+            why = str(error).partition("\n")[0] or type(error).__name__
             self.say(f"{self.names[k]} is turned away: {why}")
             self.gate.turn_away(k, f"it sent what this server cannot use ({why})")
             self.host.expel(k)

@@ -74,7 +74,9 @@ class ServerSide:
         self.parties = Parties([], [], [], server, ends, meter, template=template)
         self.rounds.follow(self.parties)
         link = Link(ends, meter, self.outputs.tap())
-        self.host = Host(server, link, self, lambda: self.parties.labels, post, Expected(template, own_names(task)), **how)
+        self.host = Host(
+            server, link, self, lambda: self.parties.labels, post, Expected(template, server.handlers, own_names(task)), **how
+        )
         self.host.incarnation, self.host.incarnated = self._last(), self._number
         server.on_mark, server.on_round = self._mark, self._round
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import shlex
 import signal
@@ -21,6 +22,7 @@ import torch
 from across import BASE, joining, over_grpc
 from conftest import ROOT, equal
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cutlayer.certs import Authority, check, demo
@@ -510,6 +512,30 @@ def test_what_decides_bits_is_compared_and_told():
     assert refusal(mine["recipe"], "nonsense") == "this hello has no recipe"
 
 
+def test_a_question_that_breaks_the_top_turns_away_who_asked_it(tmp_path, monkeypatch):
+    over_grpc(COPIES, tmp_path)
+    recipe, stop = make({**COPIES.flat(), "transport": "grpc"}), threading.Event()
+    weights = tmp_path / "server" / "weights"
+    answering = Answering(recipe, weights, listen="127.0.0.1:0", names=["client0", "client1"], tls=None)
+    forward = answering.top.forward
+    monkeypatch.setattr(answering.top, "forward", lambda z: forward(z) if len(z) > 1 else 1 // 0)
+    serving = threading.Thread(target=answering.run, args=(stop.is_set,))
+    serving.start()
+    lines = [
+        NetworkLine(f"127.0.0.1:{answering.gate.port}", name, about(recipe), tls=None, patience=20.0)
+        for name in ("client0", "client1")
+    ]
+    owner = Owner(recipe, tmp_path / "client0" / "weights")
+    batch = next(owner.batches(owner.data.test))
+    with pytest.raises(BadInput, match="this top cannot take that"):
+        owner.outputs(batch.split(1)[0], Remote(lines[0]))
+    assert len(owner.outputs(batch, Remote(lines[1]))) == len(batch.y)
+    stop.set()
+    serving.join(30)
+    for line in lines:
+        line.close()
+
+
 def test_a_prediction_is_asked_again_of_a_server_that_was_started_again(tmp_path):
     result, _ = over_grpc(COPIES, tmp_path)
     weights, stop = tmp_path / "server" / "weights", threading.Event()
@@ -625,18 +651,27 @@ def test_a_party_in_the_middle_of_a_run_that_sends_nonsense_is_turned_away_and_u
     assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
 
 
-def with_numbers(**numbers):
-    return lambda packed: replace(packed, message=replace(packed.message, numbers={**packed.message.numbers, **numbers}))
+def told(lie, when=lambda message: message.is_sync):
+    """Return a lie that is told in some messages."""
+    return lambda packed: lie(packed) if when(packed.message) else packed
 
 
 def ends(lie):
-    """Return a lie about the ends of turns alone."""
-    return lambda packed: lie(packed) if packed.message.numbers["done"] else packed
+    """Return a lie that is told at the ends of turns."""
+    return told(lie, lambda message: message.is_sync and not message.is_hello)
+
+
+def with_numbers(**numbers):
+    return lambda packed: replace(packed, message=replace(packed.message, numbers={**packed.message.numbers, **numbers}))
 
 
 def first_weight(tensor):
     """Return a lie about one tensor of the weights."""
     return ends(lambda packed: replace(packed, roles=(packed.roles[0]._replace(parts=(tensor,)), *packed.roles[1:])))
+
+
+def no_rows(packed):
+    return replace(packed, roles=tuple(role._replace(parts=(role.parts[0][:0],)) for role in packed.roles))
 
 
 LIES = {
@@ -646,19 +681,22 @@ LIES = {
         "is .* torch.int32, and this server's .* torch.float32",
     ),
     "missing": (ends(lambda packed: replace(packed, roles=packed.roles[1:])), "1 of its weights are missing"),
-    "hello": (lambda packed: with_numbers(done=1.0)(packed), "it ends a turn that it was not told to begin"),
-    "weight": (with_numbers(weight=0.0), "weight 0"),
+    "hello": (told(with_numbers(done=1.0)), "it ends a turn that it was not told to begin"),
+    "weight": (told(with_numbers(weight=0.0)), "weight 0"),
+    "infinite": (told(with_numbers(batches=math.inf)), "batches = inf in a message of kind 'sync'; only finite"),
+    "empty": (told(no_rows, lambda message: message.kind == "smashed"), "'smashed' of shape .* holds no sample"),
+    "kind": (told(lambda packed: replace(packed, message=replace(packed.message, kind="../x"))), "'../x' arrived; this server"),
     "record": (ends(with_numbers(**{"record/round": 1e6})), "record/round is written by the server alone"),
 }
 
 
 @pytest.mark.parametrize(("lie", "why"), LIES.values(), ids=LIES)
-def test_who_lies_in_a_sync_is_turned_away_and_nobody_else(lie, why, tmp_path, monkeypatch):
+def test_who_lies_is_turned_away_and_nobody_else(lie, why, tmp_path, monkeypatch):
     whole, net = run_recipe(COPIES), Net(COPIES, tmp_path)
     send = NetworkLine.send
     with monkeypatch.context() as patched:
         lied = lambda line, packed, label: send(  # noqa: E731
-            line, lie(packed) if line.name == "client1" and packed.message.is_sync else packed, label
+            line, lie(packed) if line.name == "client1" else packed, label
         )
         patched.setattr(NetworkLine, "send", lied)
         net.join("client0")
@@ -668,6 +706,34 @@ def test_who_lies_in_a_sync_is_turned_away_and_nobody_else(lie, why, tmp_path, m
     result = net.wait()
     assert not net.said("client0 is turned away")
     assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+def test_whatever_a_message_raises_turns_away_its_sender_alone(tmp_path, monkeypatch):
+    whole, net = run_recipe(COPIES), Net(COPIES, tmp_path)
+    server = net.serving.host.server
+    handle = server.handle
+    with monkeypatch.context() as patched:
+        patched.setattr(server, "handle", lambda message: handle(message) if message.client == 0 or message.is_sync else 1 // 0)
+        net.join("client0")
+        net.join("client1").join(30)
+    assert "cannot use (integer division or modulo by zero)" in str(net.failed.pop("client1"))
+    net.join("client1")
+    result = net.wait()
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+def test_a_mark_that_cannot_be_written_turns_nobody_away(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("cutlayer.checkpoint.save_file", full)
+    net = Net(RELAY, tmp_path)
+    monkeypatch.setattr("cutlayer.transports.member.Member._keep", lambda member: None)
+    for name in ("client0", "client1"):
+        net.join(name, patience=0.5)
+    with pytest.raises(OSError, match="No space left"):
+        net.wait()
+    assert not net.said("is turned away")
 
 
 def test_an_optimizers_state_that_travels_is_that_of_its_parameters(tmp_path):

@@ -120,8 +120,9 @@ class Host:
         """Handle one message of a client; what belongs to before a roll-back is dropped."""
         if packed.incarnation != self.incarnation or not self.begun:
             return
-        if packed.message.client != k or packed.message.kind == "left":
+        if packed.message.client != k:
             raise BadInput(f"a message of kind {packed.message.kind!r} for client {packed.message.client} came from client {k}")
+        self.expected.arriving(packed)
         self.heard.add(k)
         self.link.note("up", packed)
         message = self.link.arrive("up", packed)
