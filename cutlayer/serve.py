@@ -11,6 +11,7 @@ import torch
 
 from .data.partition import Partition
 from .errors import BadInput, RunFailed
+from .expected import LARGEST
 from .handshake import about, refusal, warning
 from .outputs import Result, check_folder
 from .recipes.recipe import Recipe, make
@@ -23,6 +24,7 @@ from .transports.session import Session
 from .wire import Message, loads, pack
 
 TICK_S = 0.1
+MOST = 2.0**63  # bytes, seconds or steps
 Watch = Callable[["Serving"], None]
 
 
@@ -95,7 +97,8 @@ class Serving:
         self.stopping = True
 
     def _finish(self) -> Result:
-        shares = tuple(torch.arange(self.samples.get(k, 0)) for k in range(len(self.names)))
+        nowhere = torch.zeros(1, dtype=torch.long)  # only how many there are is known, and costs no memory
+        shares = tuple(nowhere.expand(self.samples.get(k, 0)) for k in range(len(self.names)))
         self.side.outputs.clients = replace(self.side.outputs.clients, shares=shares)
         return self.side.finish()
 
@@ -162,8 +165,10 @@ class Serving:
 
     def _ready(self, k: int, told: Mapping[str, Any]) -> None:
         held, samples = told["held"], told["samples"]
-        if not isinstance(held, list) or not all(isinstance(label, int) for label in held) or not isinstance(samples, int):
+        if not isinstance(held, list) or not all(isinstance(label, int) for label in held):
             raise BadInput("what it says of its states is no list of numbers")
+        if type(samples) is not int or not 0 <= samples <= LARGEST:
+            raise BadInput(f"samples = {samples!r:.40} is no count; whole numbers up to {LARGEST} are")
         if k not in self.members:
             self.say(f"{self.names[k]} is here with {samples} samples")
         self.members.add(k)
@@ -178,6 +183,8 @@ def figures(told: Any) -> dict[str, dict[str, float]]:
     tables = told if isinstance(told, dict) else {}
     if not all(isinstance(tables.get(name), dict) for name in wanted):
         raise BadInput("its figures are not those of a meter")
-    if not all(isinstance(value, int | float) for name in wanted for value in tables[name].values()):
-        raise BadInput("its figures are no numbers")
+    for name in wanted:
+        for key, value in tables[name].items():
+            if not isinstance(value, int | float) or not 0 <= value <= MOST:
+                raise BadInput(f"{name} {key:.40} = {value!r:.40} is no figure of a meter; those lie from 0 to {MOST:.3g}")
     return {name: tables[name] for name in wanted}

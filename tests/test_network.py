@@ -32,11 +32,12 @@ from cutlayer.errors import BadInput, RunFailed
 from cutlayer.handshake import about, refusal, warning
 from cutlayer.join import join
 from cutlayer.live import Live, endpoint
+from cutlayer.meter import Meter
 from cutlayer.predict import Answering, Owner, Remote
 from cutlayer.recipes.recipe import make
 from cutlayer.recipes.toml import to_toml
 from cutlayer.run import data_of, parts_of, run_recipe, task_of
-from cutlayer.serve import Serving
+from cutlayer.serve import Serving, figures
 from cutlayer.sides import ServerSide
 from cutlayer.transports.grpc_client import NetworkLine
 from cutlayer.transports.grpc_common import PROTOCOL, Tls, check_address
@@ -705,6 +706,49 @@ def test_who_lies_is_turned_away_and_nobody_else(lie, why, tmp_path, monkeypatch
     net.join("client1")
     result = net.wait()
     assert not net.said("client0 is turned away")
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+@pytest.mark.parametrize("samples", [-1, 2**40, True, 1.5, None])
+def test_how_many_samples_a_client_has_is_a_count(samples, tmp_path, monkeypatch):
+    net = Net(COPIES, tmp_path, start_timeout=1.0)
+    monkeypatch.setattr(NetworkLine, "_ready", lambda line: line.session.tell(kind="ready", held=[], samples=samples))
+    net.join("client1").join(30)
+    assert f"samples = {samples!r} is no count" in str(net.failed.pop("client1"))
+    with pytest.raises(RunFailed, match="missing: client0, client1"):
+        net.wait()
+
+
+def test_many_samples_cost_a_server_nothing(tmp_path, monkeypatch):
+    net, ready = Net(COPIES, tmp_path), NetworkLine._ready
+
+    def boasting(line):
+        line.samples = 2**32
+        ready(line)
+
+    monkeypatch.setattr(NetworkLine, "_ready", boasting)
+    for name in ("client0", "client1"):
+        net.join(name)
+    assert net.wait().summary["samples"] == [2**32, 2**32]
+
+
+@pytest.mark.parametrize("seconds", [10**400, -1.0, math.nan, math.inf, "1"], ids=lambda value: str(value)[:8])
+def test_what_a_client_says_it_measured_is_a_figure(seconds):
+    told = Meter().state()
+    assert figures(json.loads(json.dumps(told)))["seconds"] == {}
+    told["seconds"]["wait"] = seconds
+    with pytest.raises(BadInput, match="seconds wait = .* is no figure of a meter"):
+        figures(told)
+
+
+def test_a_last_word_that_cannot_be_used_leaves_the_others_their_result(tmp_path, monkeypatch):
+    whole, net, bye = run_recipe(COPIES), Net(COPIES, tmp_path, patience=0.5), NetworkLine.bye
+    lie = lambda line, told: {**told, "seconds": {"wait": 10**400}} if line.name == "client1" else told  # noqa: E731
+    monkeypatch.setattr(NetworkLine, "bye", lambda line, told: bye(line, lie(line, told)))
+    for name in ("client0", "client1"):
+        net.join(name)
+    result = net.wait()
+    assert net.said("client1 is turned away: seconds wait = 10")
     assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
 
 
