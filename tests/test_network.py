@@ -25,6 +25,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from cutlayer import checkpoint
 from cutlayer.certs import Authority, check, demo
 from cutlayer.cli import main
 from cutlayer.data.partition import split
@@ -38,11 +39,11 @@ from cutlayer.recipes.recipe import make
 from cutlayer.recipes.toml import to_toml
 from cutlayer.run import data_of, parts_of, run_recipe, task_of
 from cutlayer.serve import Serving, figures
-from cutlayer.sides import ServerSide
+from cutlayer.sides import ServerSide, member
 from cutlayer.transports.grpc_client import NetworkLine
 from cutlayer.transports.grpc_common import PROTOCOL, Tls, check_address
 from cutlayer.transports.grpc_server import Gate
-from cutlayer.transports.member import told_to_start
+from cutlayer.transports.member import Start, told_to_start
 from cutlayer.transports.session import control, read_control
 from cutlayer.wire import Message, loads, pack
 
@@ -141,6 +142,33 @@ def test_a_client_that_dies_and_returns_changes_no_weight_and_no_byte(recipe, di
         for role, cell in whole.summary["bytes"][way].items()
         if cell["payload"]
     }
+
+
+@pytest.mark.parametrize("recipe", [RELAY, COPIES], ids=["relay", "copies"])
+def test_states_of_an_earlier_run_are_in_nobodys_way(recipe, tmp_path):
+    for n in range(1, 5):  # of a server that had gone back twice
+        checkpoint.save(tmp_path / "client1" / "marks", f"{(3 << 32) + n:020d}", {"round": n}, 4)
+    whole, net = run_recipe(recipe), Net(recipe, tmp_path)
+    net.join("client0")
+    net.join("client1", 4).join()
+    assert [int(path.name) >> 32 for path in checkpoint.marks(tmp_path / "client1" / "marks")] == [1]
+    net.join("client1")
+    result = net.wait()
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+def test_no_two_states_of_a_client_have_one_label(tmp_path):
+    data, shares = data_of(COPIES), split(data_of(COPIES).train, COPIES).shares
+    one, again = (member(COPIES, parts_of(COPIES, data), task_of(COPIES), data.train, shares[0], 0, tmp_path) for _ in range(2))
+    one._go_on(Start(1, 0))
+    for _ in range(5):
+        one._keep()
+    again._go_on(Start(1, one.label))  # its process was killed when it had said nothing since the newest mark
+    again._keep()
+    assert again.label == one.label + 1 == again.held()[-1]
+    again._go_on(Start(2, one.label))
+    again._keep()
+    assert again.held()[-2:] == [one.label, again.label]  # what was given up is gone
 
 
 def test_what_was_sent_in_vain_is_counted_as_repeated(tmp_path):

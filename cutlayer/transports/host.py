@@ -89,7 +89,8 @@ class Host:
         label = self.labels().get(k, 0)
         if self.over or k in self.server.schedule.absent:
             self.say(f"{self.names[k]} is here; it takes part from the next round on")
-            self._start(k, label if label in held else max(held, default=0))
+            # without a label whatever it holds is of another run
+            self._start(k, label if not label or label in held else max(held, default=0))
         elif k in self.heard:
             self.say(f"{self.names[k]} is back; all go on from mark {self._again()}")
         else:  # it has lost nothing, and only says hello once more

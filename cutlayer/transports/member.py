@@ -1,6 +1,7 @@
 """A client's half of a run across processes: its program, its own marks, and the line to the server."""
 
 import copy
+import shutil
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -55,7 +56,7 @@ class Member:
         self.program, self.folder = program, folder
         self.built = copy.deepcopy(self._state())
         self.start = Start(0, 0)
-        self.label = self.count = 0
+        self.label = 0
         self.inbox: deque[Message] = deque()
 
     def play(self, line: Line) -> None:
@@ -113,8 +114,10 @@ class Member:
 
     def _keep(self) -> None:
         """Keep the state under a new label, before the message is sent that makes it needed."""
-        self.count += 1
-        self.label = (self.start.incarnation << 32) + self.count
+        for path in checkpoint.marks(self.folder):
+            if int(path.name) > self.label:  # of a future that was given up, or of another run
+                shutil.rmtree(path)
+        self.label = max(self.label, self.start.incarnation << 32) + 1
         checkpoint.save(self.folder, f"{self.label:020d}", self._state(), KEEP)
 
     def _go_on(self, start: Start) -> None:
@@ -126,7 +129,7 @@ class Member:
                     f"{self.folder} has not the state that the server asks for; give this client its own folder again"
                 )
             state = checkpoint.load(path, self.meter.device)
-        self.start, self.label, self.count = start, start.label, 0
+        self.start, self.label = start, start.label
         self.inbox.clear()
         state = copy.deepcopy(state)
         self.client.load(state["client"])
