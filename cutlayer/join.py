@@ -9,8 +9,9 @@ import torch
 from .data.partition import split
 from .errors import BadInput
 from .handshake import about
-from .outputs import save_weights
+from .outputs import check_folder, save_weights, write
 from .recipes.recipe import Recipe, make
+from .recipes.toml import to_toml
 from .run import data_of, parts_of, task_of
 from .sides import member
 from .transports.grpc_client import NetworkLine
@@ -33,10 +34,11 @@ def join(
     """Train as one client of a server to the end, and return the folder with this client's trained modules.
 
     With `own_data` the whole training set of the recipe's data is this client's; else it is its share under the recipe's partition.
-    States are kept in `out`, so the same command goes on if this process is killed. Raises BadInput, and RunFailed if the server
-    stops or stays away for `patience` seconds.
+    States are kept in `out`, so the same command goes on if this process is killed. Raises BadInput, also if `out`
+    holds another recipe, and RunFailed if the server stops or stays away for `patience` seconds.
     """
     recipe = make({**recipe.flat(), "transport": "grpc"})
+    check_folder(recipe, out)
     torch.set_num_threads(recipe.num_threads)
     data = data_of(recipe).to(recipe.device)
     parts, task = parts_of(recipe, data), task_of(recipe)
@@ -45,6 +47,9 @@ def join(
         k = line.connect()
         if not 0 <= k < recipe.num_clients:
             raise BadInput(f"the server says that {name} is client {k}, and num_clients = {recipe.num_clients}")
+        out.mkdir(parents=True, exist_ok=True)
+        # not before, because a recipe that the server refuses may be corrected in this folder
+        write(out / "recipe.toml", to_toml(recipe.flat()))
         share = torch.arange(len(data.train)) if own_data else split(data.train, recipe).shares[k]
         line.samples = len(share)
         mine = member(recipe, parts, task, data.train, share, k, out, tick)

@@ -36,7 +36,7 @@ from cutlayer.live import Live, endpoint
 from cutlayer.meter import Meter
 from cutlayer.predict import Answering, Owner, Remote
 from cutlayer.recipes.recipe import make
-from cutlayer.recipes.toml import to_toml
+from cutlayer.recipes.toml import read, to_toml
 from cutlayer.run import data_of, parts_of, run_recipe, task_of
 from cutlayer.serve import Serving, figures
 from cutlayer.sides import ServerSide, member
@@ -849,6 +849,22 @@ def test_certificates_say_what_is_wrong_with_them(tls, tmp_path):
     with pytest.raises(BadInput, match="holds a set of certificates already"):
         demo(tmp_path / "set", ["alice"])
     assert (tmp_path / "set" / "alice.key").stat().st_mode & 0o077 == 0
+
+
+def test_join_leaves_a_folder_of_another_recipe_as_it_is_and_marks_its_own(tmp_path, capsys):
+    result, _ = over_grpc(COPIES, tmp_path)
+    other = tmp_path / "client0"
+    assert make(read(other / "recipe.toml")).digest() == COPIES.digest()
+    checkpoint.save(other / "marks", "1", {"a": 1})
+    toml = tmp_path / "recipe.toml"
+    toml.write_text(to_toml({**COPIES.flat(), "lr": 0.1}))
+    words = ["join", str(toml), "--insecure", "--server", "127.0.0.1:1", "--as", "client0", "--patience", "0.1"]
+    assert main([*words, "--out", str(other)]) == 2
+    assert "holds another recipe" in capsys.readouterr().err
+    assert checkpoint.marks(other / "marks")
+    assert equal(result.modules["bottom"], load_file(other / "weights" / "bottom.safetensors"))
+    assert main([*words, "--out", str(tmp_path / "new")]) == 1  # nobody is there
+    assert not (tmp_path / "new" / "recipe.toml").exists()
 
 
 @pytest.mark.parametrize(
