@@ -90,7 +90,7 @@ def serve(
         predict: answer predictions with the trained top in --out until interrupted.
     """
     from .live import Live, endpoint
-    from .outputs import alone_in
+    from .outputs import alone_in, check_folder
     from .serve import Serving
     from .transports.grpc_common import SERVER_NAME
 
@@ -100,6 +100,7 @@ def serve(
     names = [name for name in clients.split(",") if name]
     if predict:
         return _answer(made, folder, listen, names, tls)
+    check_folder(made, folder)
     if (folder / "summary.json").exists():
         show_finished(folder)
         return 0

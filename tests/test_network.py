@@ -867,6 +867,13 @@ def test_join_leaves_a_folder_of_another_recipe_as_it_is_and_marks_its_own(tmp_p
     assert not (tmp_path / "new" / "recipe.toml").exists()
 
 
+def test_serve_shows_no_finished_run_of_another_recipe(tmp_path, capsys):
+    (tmp_path / "recipe.toml").write_text(to_toml(COPIES.flat()))
+    (tmp_path / "summary.json").write_text("{}")
+    assert main(["serve", "demo", "--insecure", "--out", str(tmp_path)]) == 2
+    assert "holds another recipe" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
