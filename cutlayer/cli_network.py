@@ -106,18 +106,18 @@ def serve(
         return 0
     if resume and not any((folder / "marks").glob("[!.]*")):
         raise BadInput(f"--resume: {folder} holds no mark of a stopped run; drop --resume, or name its --out")
-    if wait_for != "all" and not wait_for.isdigit():
+    if wait_for != "all" and not wait_for.isdecimal():
         raise BadInput(f"--wait-for {wait_for!r}: write a number of clients, or all")
     from rich.live import Live as Screen
 
     live = Live()
     with alone_in(folder):
-        serving = Serving(
-            made, folder, listen=listen, tls=tls, names=names, wait_for=None if wait_for == "all" else int(wait_for),
-            start_timeout=start_timeout, patience=patience, quorum=quorum, late_join=late_join, keepalive_s=keepalive, say=say, watch=live,
-        )  # fmt: skip
         pages = endpoint(live, status_port) if status_port is not None else None
         try:
+            serving = Serving(
+                made, folder, listen=listen, tls=tls, names=names, wait_for=None if wait_for == "all" else int(wait_for),
+                start_timeout=start_timeout, patience=patience, quorum=quorum, late_join=late_join, keepalive_s=keepalive, say=say, watch=live,
+            )  # fmt: skip
             with (
                 Screen(
                     get_renderable=live.table,

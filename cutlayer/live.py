@@ -116,7 +116,7 @@ def metrics(seen: dict[str, Any]) -> str:
 
 
 def endpoint(live: Live, port: int) -> ThreadingHTTPServer:
-    """Serve /status.json and /metrics on this machine alone; raises BadInput if the port is taken."""
+    """Serve /status.json and /metrics on this machine alone; raises BadInput if the port is taken or is none."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -138,6 +138,8 @@ def endpoint(live: Live, port: int) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
+    if not 0 <= port <= 65535:
+        raise BadInput(f"--status-port {port}: a port is from 0, any that is free, to 65535")
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:

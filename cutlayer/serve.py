@@ -18,7 +18,7 @@ from .recipes.recipe import Recipe, make
 from .rounds import Progress
 from .run import data_of, parts_of, task_of
 from .sides import ServerSide
-from .transports.grpc_common import Tls
+from .transports.grpc_common import Tls, check_seconds
 from .transports.grpc_server import Event, Gate
 from .transports.session import Session
 from .wire import Message, loads, pack
@@ -49,6 +49,8 @@ class Serving:
         for flag, value in (("--wait-for", self.wait_for), ("--quorum", quorum)):
             if not 1 <= value <= n:
                 raise BadInput(f"{flag} {value}: from 1 to num_clients = {n}")
+        check_seconds("--start-timeout", start_timeout)
+        check_seconds("--patience", patience)
         self.recipe, self.start_timeout, self.late_join, self.say, self.watch = recipe, start_timeout, late_join, say, watch
         check_folder(recipe, out)
         data = data_of(recipe).to(recipe.device)

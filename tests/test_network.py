@@ -890,11 +890,41 @@ def test_a_set_of_certificates_that_would_be_broken_is_not_begun(words, why, tmp
 
 
 @pytest.mark.parametrize(
-    ("address", "why"), [("nowhere", "write HOST:PORT"), ("0.0.0.0:7000", "plain text is for this machine alone")]
+    ("address", "why"),
+    [
+        ("nowhere", "write HOST:PORT"),
+        ("127.0.0.1:²", "write HOST:PORT"),
+        ("0.0.0.0:7000", "plain text is for this machine alone"),
+        ("127.example.com:7000", "plain text is for this machine alone"),
+        ("127.1:7000", "plain text is for this machine alone"),
+        ("localhost.example.com:7000", "plain text is for this machine alone"),
+    ],
 )
 def test_addresses_are_checked(address, why):
     with pytest.raises(BadInput, match=why):
         check_address(address, True, "--listen")
+
+
+def test_loopback_may_be_written_in_three_ways():
+    for address in ("127.0.0.1:7000", "127.8.9.10:7000", "[::1]:7000", "localhost:7000"):
+        check_address(address, True, "--listen")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--status-port", "99999"), ("--wait-for", "²"), ("--wait-for", "0"), ("--keepalive", "nan"), ("--keepalive", "inf"),
+        ("--keepalive", "0"), ("--patience", "nan"), ("--start-timeout", "-1"),
+    ],
+)  # fmt: skip
+def test_a_flag_of_serve_that_is_no_number_of_its_kind_is_one_line(flag, value, tmp_path, capsys):
+    toml = tmp_path / "recipe.toml"
+    toml.write_text(to_toml(COPIES.flat()))
+    words = ["serve", str(toml), "--insecure", "--listen", "127.0.0.1:0", "--out", str(tmp_path / "out"), f"{flag}={value}"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"cutlayer: {flag} ")
+    assert told.count("\n") == 1
 
 
 def test_a_port_that_is_taken_is_named(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import BadInput, RunFailed
 from ..frame import pieces
 from ..wire import Message, Packed, loads, unpack
-from .grpc_common import METHOD, PROTOCOL, SERVER_NAME, Tls, check_address, grpc, keepalive
+from .grpc_common import METHOD, PROTOCOL, SERVER_NAME, Tls, check_address, check_seconds, grpc, keepalive
 from .member import Again, Start
 from .session import CONTROL, FRAME, Received, Session, control, read_control
 
@@ -31,6 +31,7 @@ class NetworkLine:
         keepalive_s: float = 20.0, say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         check_address(address, tls is None, "--server")
+        check_seconds("--patience", patience)
         self.address, self.name, self.about, self.patience, self.say = address, name, dict(about), patience, say
         self.life = secrets.token_hex(8)
         self.session = Session()

@@ -1,5 +1,8 @@
 """What both ends of a gRPC connection agree on: the method's name, keepalive, and who a certificate says that one is."""
 
+import ipaddress
+import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +40,7 @@ class Tls(NamedTuple):
 
 def keepalive(seconds: float) -> list[tuple[str, Any]]:
     """Return the options that notice a dead peer after `seconds` of silence and half as much again, the same at both ends."""
+    check_seconds("--keepalive", seconds, 0.1, 86400.0)
     ms = int(1000 * seconds)
     return [
         ("grpc.keepalive_time_ms", ms),
@@ -47,16 +51,24 @@ def keepalive(seconds: float) -> list[tuple[str, Any]]:
     ]
 
 
+def check_seconds(flag: str, seconds: float, least: float = 0.0, most: float = math.inf) -> None:
+    """Raise BadInput unless a flag's seconds lie within its bounds."""
+    if not least <= seconds <= most:
+        raise BadInput(f"{flag} {seconds}: seconds from {least:g} to {most:g}")
+
+
 def is_loopback(address: str) -> bool:
     """Return whether HOST:PORT is reached from this machine alone."""
     host = address.rpartition(":")[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"  # any other name may lead anywhere
 
 
 def check_address(address: str, insecure: bool, flag: str) -> None:
     """Raise BadInput unless this is HOST:PORT, and plain text stays on this machine."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise BadInput(f"{flag} {address!r}: write HOST:PORT, 0.0.0.0:7000 for instance")
     if insecure and not is_loopback(address):
         raise BadInput(
@@ -64,4 +76,4 @@ def check_address(address: str, insecure: bool, flag: str) -> None:
         )
 
 
-__all__ = ["METHOD", "PROTOCOL", "SERVER_NAME", "Tls", "check_address", "grpc", "is_loopback", "keepalive"]
+__all__ = ["METHOD", "PROTOCOL", "SERVER_NAME", "Tls", "check_address", "check_seconds", "grpc", "is_loopback", "keepalive"]
