@@ -116,7 +116,8 @@ def serve(
         try:
             serving = Serving(
                 made, folder, listen=listen, tls=tls, names=names, wait_for=None if wait_for == "all" else int(wait_for),
-                start_timeout=start_timeout, patience=patience, quorum=quorum, late_join=late_join, keepalive_s=keepalive, say=say, watch=live,
+                start_timeout=start_timeout, patience=patience, quorum=quorum, late_join=late_join, keepalive_s=keepalive, say=say,
+                watch=live,
             )  # fmt: skip
             with (
                 Screen(

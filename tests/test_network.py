@@ -765,7 +765,7 @@ def test_what_a_client_says_it_measured_is_a_figure(seconds):
     told = Meter().state()
     assert figures(json.loads(json.dumps(told)))["seconds"] == {}
     told["seconds"]["wait"] = seconds
-    with pytest.raises(BadInput, match="seconds wait = .* is no figure of a meter"):
+    with pytest.raises(BadInput, match=r"seconds wait = .* is no figure of a meter"):
         figures(told)
 
 
