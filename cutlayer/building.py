@@ -83,28 +83,25 @@ def place_module(recipe: Recipe, module: nn.Module) -> nn.Module:
     return module.to(recipe.device)
 
 
-def order(recipe: Recipe, n: int, client: int, round: int) -> list[Tensor]:
-    """Return the positions (B,) of each batch of one client in one round: a fresh permutation for each local epoch.
+def left_out(recipe: Recipe, n: int) -> int:
+    """Return how many of n samples are in no batch of a pass, others in every pass: a single last one, as BatchNorm cannot train on it.
 
-    A last batch of a single sample is left out, because BatchNorm cannot train on it.
+    With `drop_last` it is any last batch that is not whole. Who has one batch alone keeps it.
     """
+    rest = n % recipe.batch_size
+    return rest if n > recipe.batch_size > 1 and (rest == 1 or recipe.drop_last) else 0
+
+
+def order(recipe: Recipe, n: int, client: int, round: int) -> list[Tensor]:
+    """Return the positions (B,) of each batch of one client in one round: a fresh permutation for each local epoch."""
     batches = []
     for epoch in range(recipe.local_epochs):
         generator = stream(recipe.seed, "order", client, round * recipe.local_epochs + epoch)
         split = list(torch.randperm(n, generator=generator).split(recipe.batch_size))
-        if (
-            len(split) > 1
-            and recipe.batch_size > 1
-            and (len(split[-1]) == 1 or (recipe.drop_last and len(split[-1]) < recipe.batch_size))
-        ):
+        if left_out(recipe, n):
             split.pop()
         batches += split
     return batches
-
-
-def left_out(recipe: Recipe, n: int, client: int) -> int:
-    """Return how many samples of a client are in no batch of a pass over its data, others in every pass."""
-    return n - sum(len(batch) for batch in order(recipe, n, client, 0)) // recipe.local_epochs
 
 
 def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Callable[[], None] = lambda: None) -> Batches:

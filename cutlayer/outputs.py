@@ -194,7 +194,7 @@ class Outputs:
             "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in one.items()},
             "num_clients": len(self.clients),
             "samples": [len(share) for share in self.clients.shares],
-            "left_out": [left_out(self.recipe, len(share), k) for k, share in enumerate(self.clients.shares)],
+            "left_out": [left_out(self.recipe, len(share)) for share in self.clients.shares],
             "class_counts": [[int(n) for n in row] for row in self.clients.counts],
             "seed": self.recipe.seed,
             "release": self.release,

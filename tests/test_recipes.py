@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cutlayer.building import lr_factor, order
+from cutlayer.building import left_out, lr_factor, order
 from cutlayer.errors import BadInput
 from cutlayer.outputs import write
 from cutlayer.recipes import RECIPES, fields_of, load, override
@@ -43,6 +43,11 @@ def test_a_last_batch_of_one_sample_is_left_out_and_nothing_else():
     assert [len(b) for b in order(recipe, 18, 0, 0)] == [8, 8, 2]
     assert [len(b) for b in order(recipe, 1, 0, 0)] == [1]
     assert [len(b) for b in order(make({"batch_size": 8, "drop_last": True}), 18, 0, 0)] == [8, 8]
+    for how in ({}, {"drop_last": True}, {"local_epochs": 2}):
+        recipe = make({"batch_size": 8, **how})
+        for n in (1, 7, 8, 9, 16, 17, 18):
+            in_batches = sum(len(b) for b in order(recipe, n, 0, 0)) // recipe.local_epochs
+            assert n - in_batches == left_out(recipe, n)
     twice = order(make({"batch_size": 8, "local_epochs": 2}), 16, 0, 0)
     assert len(twice) == 4
     assert sorted(int(i) for b in twice[:2] for i in b) == list(range(16))
