@@ -1,7 +1,7 @@
 """What a client elsewhere may say: a server has only its word, so what does not fit is refused before any of it is kept."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from .averaging import batch_norm_entries
 from .client import Client
 from .errors import BadInput
 from .slots import SLOTS, parameter_names
-from .wire import Message, Packed, family
+from .wire import Codecs, Message, Packed, family
 
 COUNTS = ("done", "version", "weight", "batches", "left")  # of every sync
 LARGEST = 2**32
@@ -20,11 +20,14 @@ class Expected:
     """Remembers what each client was told to give back, and holds what it sends against that.
 
     `client` is any of them as it was built; `kinds` of messages beside sync and mark are handled; `own` are the names in a round's record
-    that only the server writes.
+    that only the server writes. `shapes` are those of one sample at the cut by role, and `samples` is how many a batch has at most.
     """
 
-    def __init__(self, client: Client, kinds: Collection[str], own: Collection[str]) -> None:
+    def __init__(
+        self, client: Client, kinds: Collection[str], own: Collection[str], shapes: Mapping[str, torch.Size], samples: int
+    ) -> None:
         self.weights, self.kinds, self.own = client.weights(), {"sync", "mark", *kinds}, frozenset(own)
+        self.shapes, self.samples, self.ragged, self.merges = shapes, samples, client.task.ragged, client.reducer is not None
         self.kept = batch_norm_entries(list(self.weights)) if client.keeps_norm else set()
         self.slots = SLOTS[type(client.optimizer)] if client.hand_over == "carry" else frozenset()
         self.trained = set(parameter_names(client).values())
@@ -39,8 +42,8 @@ class Expected:
         """Note that a client starts anew: it says hello before it is told anything."""
         self.asked.pop(client, None)
 
-    def arriving(self, packed: Packed) -> None:
-        """Raise BadInput on what no client sends, before a message is counted, seen or decoded."""
+    def arriving(self, packed: Packed, codecs: Codecs) -> None:
+        """Raise BadInput on what no client sends, before a message is counted, seen or decoded: few bytes may stand for many."""
         message = packed.message
         if message.kind not in self.kinds:
             raise BadInput(
@@ -49,17 +52,45 @@ class Expected:
         for name, value in message.numbers.items():
             if not math.isfinite(value) and family(name) != "record":  # a record may say that training has diverged
                 raise BadInput(f"{name} = {value} in a message of kind {message.kind!r}; only finite numbers are sent")
+        for role, coded, parts in packed.roles:
+            says = getattr(codecs.get(family(role)), "says", None)
+            shape = says(parts) if coded and parts and says else None
+            if shape is not None and family(role) != "weights":
+                self._fits(role, shape)
+            elif shape is not None and shape != getattr(self.weights.get(role.partition("/")[2]), "shape", None):
+                raise BadInput(
+                    f"{role!r} of shape {tuple(shape)} is no weight of this server's; both ends need the same recipe"
+                )
+
+    def _fits(self, role: str, shape: torch.Size) -> None:
+        """Raise BadInput unless this is the shape of a batch of what crosses the cut, of which a reducer may leave tokens out."""
+        wanted = self.shapes.get(role, torch.Size())
+        rest = wanted[:1] + shape[2:] if self.merges and shape[1:2] <= wanted[:1] else shape[1:]
+        counted = role == "smashed" and not self.ragged  # else rows may be nodes, edges, or whatever a model has
+        if role not in self.shapes or rest != wanted or (counted and not 0 < shape[:1].numel() <= self.samples):
+            raise BadInput(
+                f"{role!r} of shape {tuple(shape)}: a batch here is 1 to {self.samples} samples of {tuple(wanted)}; "
+                "both ends need the same recipe, and data of one shape"
+            )
 
     def check(self, message: Message) -> None:
         """Raise BadInput if a message is none that this client would send now."""
-        for role in ("smashed", "labels"):
-            if role in message.tensors and not message.tensors[role].shape[:1].numel():
-                raise BadInput(
-                    f"{role!r} of shape {tuple(message.tensors[role].shape)} holds no sample; a batch has one at least"
-                )
+        for role, tensor in message.tensors.items():
+            if family(role) in ("smashed", "feature_grad"):
+                self._fits(role, tensor.shape)
+        if "labels" in message.tensors:
+            self._labelled(message.tensors)
         if message.is_sync:
             self._counts(message)
             self._tensors(message, self._wanted(message))
+
+    def _labelled(self, tensors: Mapping[str, Tensor]) -> None:
+        labels = tensors["labels"]
+        rows = len(labels) if labels.dim() else 0
+        if not 0 < rows <= self.samples or not (self.ragged or rows == len(tensors["smashed"])):
+            raise BadInput(
+                f"'labels' of shape {tuple(labels.shape)} are not those of 1 to {self.samples} samples that came along"
+            )
 
     def _counts(self, message: Message) -> None:
         numbers = message.numbers

@@ -59,6 +59,16 @@ def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
     )
 
 
+def crossing(parts: Parts, source: Source) -> dict[str, torch.Size]:
+    """Return the shape of a sample of what a client sends at the cut, by role."""
+    batch = source.batch(two(source), None)
+    bottom, top = (copy.deepcopy(part).to(batch.x.device).eval() for part in (parts.bottom, parts.top))
+    with torch.no_grad():
+        z = Smashed.through(bottom, batch)
+        sent = {**z.tensors("smashed"), "feature_grad": top(z.main, **z.others)}
+    return {role: tensor.shape[1:] for role, tensor in sent.items() if tensor.is_floating_point() or role == "smashed"}
+
+
 def two(source: Source) -> Tensor:
     """Return the positions (2,) of samples with the smallest and the largest target: what fits them fits the others."""
     if source.labels.dim() == 0 or source.labels.is_floating_point():

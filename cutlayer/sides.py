@@ -14,7 +14,7 @@ from .data.partition import Partition
 from .data.sources import Source
 from .errors import BadInput
 from .expected import Expected
-from .fit import fitted
+from .fit import crossing, fitted
 from .meter import Meter
 from .outputs import Outputs, Result, write
 from .parties import Parties
@@ -74,9 +74,8 @@ class ServerSide:
         self.parties = Parties([], [], [], server, ends, meter, template=template)
         self.rounds.follow(self.parties)
         link = Link(ends, meter, self.outputs.tap())
-        self.host = Host(
-            server, link, self, lambda: self.parties.labels, post, Expected(template, server.handlers, own_names(task)), **how
-        )
+        expected = Expected(template, server.handlers, own_names(task), crossing(parts, source), recipe.batch_size)
+        self.host = Host(server, link, self, lambda: self.parties.labels, post, expected, **how)
         self.host.incarnation, self.host.incarnated = self._last(), self._number
         server.on_mark, server.on_round = self._mark, self._round
 

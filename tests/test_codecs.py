@@ -234,6 +234,22 @@ def test_T10_7_noise_comes_after_clipping_and_before_what_codes_it():
             build({"smashed": wrong})
 
 
+def test_parts_that_do_not_belong_together_are_refused_before_their_product_is_made():
+    shape = torch.empty((4, 9, 0), dtype=torch.uint8)
+    with pytest.raises(BadInput, match=r"factors of 1048576 and 1048576 rows for a tensor of shape \(4, 9\)"):
+        codec_of("low_rank@1").decode((shape, torch.zeros(1 << 20, 1), torch.zeros(1 << 20, 1)))
+    with pytest.raises(BadInput, match="0 values for 4 samples of 9"):
+        codec_of("top_k").decode((shape, torch.zeros(0), torch.zeros(0, dtype=torch.uint8)))
+
+
+@pytest.mark.parametrize("name", OF_TENSORS)
+def test_a_codec_says_what_it_will_decode_to(name):
+    for t in (torch.randn(3, 5), torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)):
+        codec = codec_of(name)
+        parts = codec.encode(t)
+        assert codec.says(parts) == codec.decode(parts).shape == t.shape
+
+
 def test_error_feedback_telescopes():
     """The sum of what is sent and the error that is left is the sum of what was to be sent."""
     codec = codec_of("feedback+top_k@0.2", "weights")

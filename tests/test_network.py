@@ -44,8 +44,8 @@ from cutlayer.transports.grpc_client import NetworkLine
 from cutlayer.transports.grpc_common import PROTOCOL, Tls, check_address
 from cutlayer.transports.grpc_server import Gate
 from cutlayer.transports.member import Start, told_to_start
-from cutlayer.transports.session import control, read_control
-from cutlayer.wire import Message, loads, pack
+from cutlayer.transports.session import FRAME, WINDOW_BYTES, control, read_control
+from cutlayer.wire import Coded, Message, Packed, loads, pack
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 RELAY, COPIES = make({**BASE, "scheme": "vanilla"}), make({**BASE, "scheme": "splitfed_v1"})
@@ -393,6 +393,28 @@ def test_a_frame_of_300_mb_crosses():
         gate.close()
 
 
+def test_a_client_that_keeps_to_no_window_is_held_back():
+    gate = Gate("127.0.0.1:0", ["client0"], lambda name, hello: None, tls=None)
+    line = NetworkLine(f"127.0.0.1:{gate.port}", "client0", {}, tls=None)
+    try:
+        line.connect()
+        for _ in range(40):
+            line.session.put(FRAME, [bytes(1 << 20)])
+        until(lambda: gate.peers[0].session.untaken >= WINDOW_BYTES)
+        time.sleep(0.3)
+        assert gate.peers[0].session.untaken < WINDOW_BYTES + (2 << 20)
+        taken = 0
+        while taken < 40:
+            event = gate.events.get(timeout=10)
+            if event.received is not None:
+                event.session.take(event.received)
+                taken += 1
+        assert line.session.settled(10)
+    finally:
+        line.close()
+        gate.close()
+
+
 def test_three_processes_do_what_the_page_says(tmp_path):
     page = (ROOT / "docs" / "deployment.md").read_text()
     block = next(body for body in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "certs demo" in body)
@@ -713,7 +735,10 @@ LIES = {
     "hello": (told(with_numbers(done=1.0)), "it ends a turn that it was not told to begin"),
     "weight": (told(with_numbers(weight=0.0)), "weight 0"),
     "infinite": (told(with_numbers(batches=math.inf)), "batches = inf in a message of kind 'sync'; only finite"),
-    "empty": (told(no_rows, lambda message: message.kind == "smashed"), "'smashed' of shape .* holds no sample"),
+    "empty": (
+        told(no_rows, lambda message: message.kind == "smashed"),
+        r"'smashed' of shape \(0, 16, 8, 8\): a batch here is 1 to 8 samples",
+    ),
     "kind": (told(lambda packed: replace(packed, message=replace(packed.message, kind="../x"))), "'../x' arrived; this server"),
     "record": (ends(with_numbers(**{"record/round": 1e6})), "record/round is written by the server alone"),
 }
@@ -808,11 +833,55 @@ def test_a_mark_that_cannot_be_written_turns_nobody_away(tmp_path, monkeypatch):
     assert not net.said("is turned away")
 
 
-def test_an_optimizers_state_that_travels_is_that_of_its_parameters(tmp_path):
-    recipe = make({**BASE, "scheme": "vanilla", "hand_over": "carry", "momentum": 0.9})
+def server_side(recipe, out):
     data = data_of(recipe)
     shares = split(data.train, recipe)
-    side = ServerSide(recipe, parts_of(recipe, data), task_of(recipe), shares, data.train, tmp_path, post=lambda k, what: None)
+    return ServerSide(recipe, parts_of(recipe, data), task_of(recipe), shares, data.train, out, post=lambda k, what: None)
+
+
+NOTHING = torch.empty(0, dtype=torch.uint8)
+FEW_BYTES = {
+    "top_k": ("smashed", "top_k@0.1", (torch.empty((1, 1 << 27, 0), dtype=torch.uint8), torch.zeros(1), NOTHING)),
+    "rows": ("smashed", "top_k@0.1", (torch.empty((1 << 20, 16, 8, 8, 0), dtype=torch.uint8), torch.zeros(1 << 20), NOTHING)),
+    "low_rank": (
+        "smashed",
+        "low_rank@1",
+        (torch.empty((1 << 14, 1 << 14, 0), dtype=torch.uint8), torch.zeros(1 << 14, 1), torch.zeros(1 << 14, 1)),
+    ),
+    "another": ("smashed/x", "low_rank@1+float16", (torch.empty((9, 9, 0), dtype=torch.uint8), NOTHING, NOTHING)),
+    "weights": (
+        "weights/bottom.stem.conv.weight",
+        "feedback+top_k@0.1",
+        (torch.empty((1, 1 << 27, 0), dtype=torch.uint8), torch.zeros(1), NOTHING),
+    ),
+}
+
+
+@pytest.mark.parametrize(("role", "codec", "parts"), FEW_BYTES.values(), ids=FEW_BYTES)
+def test_few_bytes_that_stand_for_many_are_refused_before_they_are_decoded(role, codec, parts, tmp_path):
+    kind = "sync" if role.startswith("weights") else "smashed"
+    host = server_side(make({**BASE, "codec": {role.partition("/")[0]: codec}}), tmp_path).host
+    packed = Packed(Message(kind), (Coded(role, True, parts),))
+    with pytest.raises(BadInput, match=r"a batch here is 1 to 8 samples of|is no weight of this server's"):
+        host.expected.arriving(packed, host.link.codecs[0][1])
+
+
+CODED = [
+    {"smashed": "batch_merge@0.5+uniform8"},
+    {"smashed": "low_rank@2+float16", "cut_grad": "low_rank@2"},
+    {"smashed": "float16+minifloat", "weights": "feedback+top_k@0.2+uniform8"},
+]
+
+
+@pytest.mark.parametrize("codec", CODED, ids=str)
+def test_what_codecs_send_fits_what_is_expected(codec, tmp_path):
+    recipe = make({**BASE, "scheme": "splitfed_v1", "codec": codec})
+    whole, (result, _) = run_recipe(recipe), over_grpc(recipe, tmp_path)
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+def test_an_optimizers_state_that_travels_is_that_of_its_parameters(tmp_path):
+    side = server_side(make({**BASE, "scheme": "vanilla", "hand_over": "carry", "momentum": 0.9}), tmp_path)
     expected, mine = side.host.expected, side.parties.one.weights()
     weights = {f"weights/{name}": tensor for name, tensor in mine.items()}
     name = next(iter(mine))

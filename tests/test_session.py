@@ -1,5 +1,6 @@
 """Messages that survive broken connections: in order, exactly once, and nothing that no session sends."""
 
+import threading
 from contextlib import suppress
 
 import pytest
@@ -7,7 +8,18 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from cutlayer.errors import BadInput
-from cutlayer.transports.session import CHUNK, CHUNK_BYTES, FRAME, PREFIX, RECORD, WINDOW_BYTES, Closed, Session, read_control
+from cutlayer.transports.session import (
+    CHUNK,
+    CHUNK_BYTES,
+    FRAME,
+    MAX_UNTAKEN,
+    PREFIX,
+    RECORD,
+    WINDOW_BYTES,
+    Closed,
+    Session,
+    read_control,
+)  # fmt: skip
 
 
 class Pair:
@@ -88,6 +100,45 @@ def test_the_window_holds_a_sender_back_but_never_a_large_message():
     session.close()
     with pytest.raises(Closed):
         session.put(FRAME, [b"x"], block=True, timeout=5)
+
+
+def test_a_receiver_waits_until_what_came_is_taken():
+    a, b = Session(), Session()
+    mine, theirs = a.attach(0), b.attach(0)
+    for _ in range(9):  # a sender that keeps to no window
+        a.put(FRAME, [bytes(1 << 20)])
+    stream, came, room = a.records(mine), [], threading.Event()
+    while len(came) < 8:
+        if (received := b.feed(theirs, next(stream))) is not None:
+            came.append(received)
+    waiting = threading.Thread(target=lambda: (b.wait_for_room(theirs), room.set()))
+    waiting.start()
+    assert not room.wait(0.1)
+    b.take(came.pop(0))
+    assert room.wait(5)
+    assert b.untaken < WINDOW_BYTES
+
+
+def test_who_asks_and_takes_no_reply_is_heard_no_more(monkeypatch):
+    monkeypatch.setattr("cutlayer.transports.session.MAX_UNTAKEN_BYTES", 1 << 20)
+    a, b = Session(), Session()
+    mine, theirs = a.attach(0), b.attach(0)
+    stream = a.records(mine)
+    for _ in range(MAX_UNTAKEN + 1):
+        a.put(FRAME, [b"x"])
+        b.take(b.feed(theirs, next(stream)))
+        b.put(FRAME, [bytes(1 << 15)])
+    a.put(FRAME, [b"x"])
+    with pytest.raises(BadInput, match="65 replies lie here that the other end did not take"):
+        b.feed(theirs, next(stream))
+
+
+def test_nobody_waits_for_room_on_a_connection_that_is_over():
+    session = Session()
+    number = session.attach(0)
+    session.untaken = 2 * WINDOW_BYTES
+    session.detach(number)
+    session.wait_for_room(number)
 
 
 @settings(max_examples=300, deadline=None)

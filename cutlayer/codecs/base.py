@@ -21,6 +21,11 @@ class Stateless:
     floats: tuple[int, ...] = (0,)
     training = True
 
+    def says(self, parts: tuple[Tensor, ...]) -> torch.Size | None:
+        """Return the shape that parts will be decoded to, before anything of it is allocated; None if that cannot be known."""
+        first = parts[0]
+        return first.shape if first.dtype != torch.uint8 or first.numel() or not first.dim() else shape_of(first)[0]
+
     def state(self) -> dict[str, Tensor]:
         return {}
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .base import Stateless
@@ -21,6 +22,10 @@ class Chain(Stateless):
         for codec in self.codecs:
             if hasattr(codec, "begin"):
                 codec.begin(message, role)
+
+    def says(self, parts: tuple[Tensor, ...]) -> torch.Size | None:
+        first = next((codec for codec in self.codecs if 0 not in getattr(codec, "floats", ())), self.codecs[-1])
+        return first.says(parts) if isinstance(first, Stateless) else None
 
     def encode(self, tensor: Tensor) -> tuple[Tensor, ...]:
         return self._encode(tensor, 0)
@@ -67,6 +72,9 @@ class Feedback(Stateless):
         self.role = role
         if hasattr(self.inner, "begin"):
             self.inner.begin(message, role)
+
+    def says(self, parts: tuple[Tensor, ...]) -> torch.Size | None:
+        return self.inner.says(parts) if isinstance(self.inner, Stateless) else None
 
     def encode(self, tensor: Tensor) -> tuple[Tensor, ...]:
         wanted = tensor + self.errors.get(self.role, 0)

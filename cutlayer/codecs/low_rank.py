@@ -1,10 +1,12 @@
 """Two thin factors instead of a matrix, found by one step of orthogonal iteration that begins where the last one ended."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from ..errors import BadInput
 from .base import Draws, Stateless, finite, outline, restore, shape_of
 
 
@@ -34,8 +36,10 @@ class LowRank(Stateless):
 
     def decode(self, parts: tuple[Tensor, ...]) -> Tensor:
         outlined, left, right = parts
-        values = left @ right.mT
         shape, _ = shape_of(outlined)
+        if len(left) * len(right) != math.prod(shape):  # else few bytes could stand for any product
+            raise BadInput(f"factors of {len(left)} and {len(right)} rows for a tensor of shape {tuple(shape)}")
+        values = left @ right.mT
         if len(shape) == 4:
             n, c, h, w = shape
             values = values.view(n, h, w, c).permute(0, 3, 1, 2)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import BadInput
 from .base import Drawing, Draws, finite, outline, packed, restore, shape_of, unpacked
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class TopK(Drawing):
         n = shape[0] if shape else 1
         d = math.prod(shape) // n if n else 0
         k = len(values) // n if n else 0
+        if d and not k:  # else nothing could stand for any number of zeros
+            raise BadInput(f"{len(values)} values for {n} samples of {d}; top_k sends one of each at least")
         rows = values.view(n, k)
         if self.peer is not None:
             index = self.peer.places.pop(self.key)

@@ -165,6 +165,7 @@ class Gate:
             for record in requests:
                 if (received := session.feed(connection, record)) is not None:
                     self.events.put(Event(k, session, received))
+                    session.wait_for_room(connection)
         except BadInput as error:
             if session.connection == connection:
                 self.turn_away(k, str(error))

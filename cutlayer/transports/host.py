@@ -123,7 +123,7 @@ class Host:
             return
         if packed.message.client != k:
             raise BadInput(f"a message of kind {packed.message.kind!r} for client {packed.message.client} came from client {k}")
-        self.expected.arriving(packed)
+        self.expected.arriving(packed, self.link.codecs[k][1])
         self.heard.add(k)
         self.link.note("up", packed)
         message = self.link.arrive("up", packed)

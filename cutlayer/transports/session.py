@@ -15,6 +15,8 @@ from ..frame import MAX_BYTES
 
 CHUNK_BYTES = (1 << 20) + (1 << 13)  # activations of 1 MB and their header are one chunk
 WINDOW_BYTES = 8 << 20  # sent and not yet taken by the other end; a single larger message may be under way
+MAX_UNTAKEN, MAX_UNTAKEN_BYTES = 64, 64 * WINDOW_BYTES  # of replies, both, beyond which who asked is heard no more
+OBJECT_BYTES = 1 << 10  # what a message costs its receiver beside its own bytes, at least
 TOLD_BYTES, TOLD_S = WINDOW_BYTES // 4, 0.005  # what was taken is told at the latest after so many bytes or seconds
 MAX_CONTROL = 1 << 20
 CHUNK, ACK, CONTROL = 1, 2, 3
@@ -30,6 +32,7 @@ class Received(NamedTuple):
     label: int
     frame: memoryview | None
     told: dict[str, Any]
+    held: int  # bytes
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +107,7 @@ class Session:
             self.last = self.acked = 0  # numbers of messages put in, and taken by the other end
             self.received = self.taken = self.told_taken = 0  # numbers of messages that came, were taken, and were said to be
             self.untold = 0  # bytes that were taken and not said to be
+            self.untaken = 0  # bytes that came and were not taken
             self.at, self.connection, self.closed = 0, 0, False
             self.partial, self.filled = room(0), 0
             self.changed.notify_all()
@@ -213,6 +217,10 @@ class Session:
             if number != self.received + 1 and not (number <= self.received and not self.filled):
                 raise BadInput(f"message {number} came after message {self.received}")
             if not self.filled:
+                if len(self.unacked) > MAX_UNTAKEN and self.unsettled() > MAX_UNTAKEN_BYTES:
+                    raise BadInput(
+                        f"{len(self.unacked)} replies lie here that the other end did not take; it has to, or to ask less"
+                    )
                 self.partial = room(total)
             if len(self.partial) != total or self.filled + len(payload) > total:
                 raise BadInput(f"message {number} has more than the {len(self.partial)} bytes that it said")
@@ -223,11 +231,17 @@ class Session:
             data, self.partial, self.filled = self.partial, room(0), 0
             if number <= self.received:  # sent again because our word of it was lost
                 return None
-            self.received = number
+            self.received, held = number, total + OBJECT_BYTES
+            self.untaken += held
         view = memoryview(data)  # type: ignore[arg-type]
         label, told = PREFIX.unpack_from(view)
         rest = view[PREFIX.size :]
-        return Received(self.epoch, label, None, _json(rest)) if told else Received(self.epoch, label, rest, {})
+        return Received(self.epoch, label, None, _json(rest), held) if told else Received(self.epoch, label, rest, {}, held)
+
+    def wait_for_room(self, connection: int) -> None:
+        """Wait as long as more lies here than the window and its last message; whoever stops reading for it holds the sender back."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._over(connection) or self.untaken < WINDOW_BYTES)
 
     def take(self, received: Received) -> None:
         """Say that a message, the oldest that came and was not taken, has been dealt with."""
@@ -236,7 +250,8 @@ class Session:
                 first = self.told_taken == self.taken
                 self.taken += 1
                 self.untold += received.nbytes
-                if first or self.untold >= TOLD_BYTES:
+                had_room, self.untaken = self.untaken < WINDOW_BYTES, self.untaken - received.held
+                if first or self.untold >= TOLD_BYTES or not had_room:
                     self.changed.notify_all()
 
     def _forget(self, acked: int) -> None:
