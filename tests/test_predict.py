@@ -1,0 +1,105 @@
+"""Split inference: whose answers they are, and what a question may do."""
+
+import threading
+
+import pytest
+import torch
+from across import BASE, over_grpc
+from network import COPIES
+
+from cutlayer.errors import BadInput
+from cutlayer.handshake import about
+from cutlayer.predict import Answering, Owner, Remote
+from cutlayer.recipes.recipe import make
+from cutlayer.transports.grpc_client import NetworkLine
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+def test_local_answers_are_those_of_the_auxiliary_head_and_it_is_said(tmp_path):
+    from cutlayer.predict import predict
+
+    recipe = make({**BASE, "scheme": "locsplitfed", "rounds": 1})
+    result, _ = over_grpc(recipe, tmp_path)
+    said = []
+    for server, why in (("127.0.0.1:1", "has been away for"), (None, "no server is named")):
+        answers, found = predict(
+            recipe,
+            tmp_path / "client0" / "weights",
+            server=server,
+            name="client0",
+            local=True,
+            patience=0.5,
+            say=said.append,
+        )
+        assert found["accuracy"] == pytest.approx(result.records[-1]["auxiliary_accuracy"])
+        assert said[-1].endswith("these are the answers of the auxiliary head, not of the whole network")
+        assert why in said[-1]
+        assert answers.outputs.shape == (16, 10)
+
+
+def test_answers_are_classes_where_outputs_are_logits(tmp_path):
+    from cutlayer.predict import Answers, classes, write
+    from cutlayer.task import Task
+
+    page = tmp_path / "answers.csv"
+    logits = torch.tensor([[[0.0, 9.0], [1.0, 2.0], [0.5, 3.0]], [[4.0, 0.0], [0.0, 0.0], [5.0, 1.0]]])  # (N, C, T)
+    write(Answers(logits, classes(Task(), logits)), page)
+    assert [line.split(",")[:3] for line in page.read_text().splitlines()] == [
+        ["sample", "answer", "output0"],
+        ["0", "1 0", "0"],
+        ["1", "2 2", "4"],
+    ]
+    write(Answers(logits[:, :, 1], classes(Task(), logits[:, :, 1])), page)
+    assert page.read_text().splitlines()[1] == "0,0,9,2,3"
+    regression = Task(lambda output, y: (output - y).square().mean(), {"error": lambda output, y: 0.0})
+    write(Answers(logits[:, :, 1], classes(regression, logits[:, :, 1])), page)
+    assert page.read_text().splitlines()[:2] == ["sample,output0,output1,output2", "0,9,2,3"]
+
+
+def test_a_question_that_breaks_the_top_turns_away_who_asked_it(tmp_path, monkeypatch):
+    over_grpc(COPIES, tmp_path)
+    recipe, stop = make({**COPIES.flat(), "transport": "grpc"}), threading.Event()
+    weights = tmp_path / "server" / "weights"
+    answering = Answering(recipe, weights, listen="127.0.0.1:0", names=["client0", "client1"], tls=None)
+    forward = answering.top.forward
+    monkeypatch.setattr(answering.top, "forward", lambda z: forward(z) if len(z) > 1 else 1 // 0)
+    serving = threading.Thread(target=answering.run, args=(stop.is_set,))
+    serving.start()
+    lines = [
+        NetworkLine(f"127.0.0.1:{answering.gate.port}", name, about(recipe), tls=None, patience=20.0)
+        for name in ("client0", "client1")
+    ]
+    owner = Owner(recipe, tmp_path / "client0" / "weights")
+    batch = next(owner.batches(owner.data.test))
+    with pytest.raises(BadInput, match="this top cannot take that"):
+        owner.outputs(batch.split(1)[0], Remote(lines[0]))
+    assert len(owner.outputs(batch, Remote(lines[1]))) == len(batch.y)
+    stop.set()
+    serving.join(30)
+    for line in lines:
+        line.close()
+
+
+def test_a_prediction_is_asked_again_of_a_server_that_was_started_again(tmp_path):
+    result, _ = over_grpc(COPIES, tmp_path)
+    weights, stop = tmp_path / "server" / "weights", threading.Event()
+    recipe = make({**COPIES.flat(), "transport": "grpc"})
+    answering = Answering(recipe, weights, listen="127.0.0.1:0", names=["client0"], tls=None)
+    port = answering.gate.port
+    line = NetworkLine(f"127.0.0.1:{port}", "client0", about(recipe), tls=None, patience=20.0)
+    owner, remote = Owner(recipe, tmp_path / "client0" / "weights"), Remote(line)
+    answering.gate.close(0.1)  # before it has answered anything
+    found = []
+    batch = next(owner.batches(owner.data.test))
+    asking = threading.Thread(target=lambda: found.append(owner.outputs(batch, remote)))
+    asking.start()
+    again = Answering(recipe, weights, listen=f"127.0.0.1:{port}", names=["client0"], tls=None)
+    serving = threading.Thread(target=again.run, args=(stop.is_set,))
+    serving.start()
+    asking.join(30)
+    stop.set()
+    serving.join(30)
+    line.close()
+    accuracy = (found[0].argmax(1) == batch.y).float().mean()
+    assert float(accuracy) == result.summary["accuracy_final"]
