@@ -51,8 +51,8 @@ def separated(pairs: Sequence[Pair], at: float = -0.5) -> str:
 
 
 def within(pairs: Sequence[Pair]) -> str:
-    """Return the least d for which the whole interval lies inside of -d to d."""
-    found = points(pairs)
+    """Return the least d for which the whole interval of the last round's difference lies inside of -d to d."""
+    found = points(pairs, "accuracy_final")
     if len(found) < 2:
         return ""
     middle, half = interval(found)
@@ -87,6 +87,11 @@ def states(pairs: Sequence[Pair]) -> str:
     if len(found[0]) < 24:
         return found[0]
     return f"{found[0][:20]}... ({'; '.join(', '.join(f'{each.count(s)} {s}' for s in 'ABC') for each in found)})"
+
+
+def accuracies(metric: str) -> Column:
+    """Return the column of an accuracy of every run."""
+    return lambda pairs: " ".join(accuracy(row[metric]) for row, _ in pairs)
 
 
 def each(show: Callable[[Row], str]) -> Column:
@@ -140,8 +145,8 @@ def in_one_process(row: Row) -> str:
     return size(max(client + resting.get("top", 0), server + sum(n for part, n in resting.items() if part != "top")))
 
 
-LAST5: dict[str, Column] = {"last five, %": each(lambda row: accuracy(row["accuracy_last5"]))}
-FINAL: dict[str, Column] = {"final, %": each(lambda row: accuracy(row["accuracy_final"]))}
+LAST5: dict[str, Column] = {"last five, %": accuracies("accuracy_last5")}
+FINAL: dict[str, Column] = {"final, %": accuracies("accuracy_final")}
 DIFFERENCE: dict[str, Column] = {"last five against conventional": difference}
 FINAL_DIFFERENCE: dict[str, Column] = {"final against conventional": partial(difference, metric="accuracy_final")}
 WITHIN: dict[str, Column] = {"on par within": within}

@@ -39,7 +39,7 @@ from result_rows import Row, finished, provenance
 from rows import read
 
 TABLES: dict[str, dict[str, Column]] = {
-    "parity": LAST5 | DIFFERENCE | WITHIN | FINAL_DIFFERENCE | BYTES | FEWER | COST,
+    "parity": FINAL | FINAL_DIFFERENCE | WITHIN | LAST5 | DIFFERENCE | BYTES | FEWER | COST,
     "heads": LAST5 | DIFFERENCE | FINAL | FINAL_DIFFERENCE | BYTES | FEWER | COST | MEMORY | WHOLE,
     "choices": LAST5 | DIFFERENCE | COST | BYTES,
     "schemes": LAST5 | FINAL | BYTES | SIMULATED,
