@@ -1,6 +1,5 @@
 """Marks on disk: trees of dicts, lists, numbers and tensors, as safetensors and JSON, written whole or not at all."""
 
-import errno
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -53,10 +51,7 @@ def save(folder: Path, name: str, tree: Any, keep: int = KEEP) -> None:
     new = folder / f".{name}.new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    try:
-        save_file(tensors, new / "tensors.safetensors")
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(new)) from error
+    save_file(tensors, new / "tensors.safetensors")
     (new / "tree.json").write_text(json.dumps(stripped))
     for path in [*new.iterdir(), new]:
         descriptor = os.open(path, os.O_RDONLY)

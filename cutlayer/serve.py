@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from .data.partition import Partition
 from .errors import BadInput, RunFailed
@@ -156,7 +157,11 @@ class Serving:
                 self._ready(k, received.told)
             elif received.told["kind"] == "bye":
                 self.host.bye(k, figures(received.told["figures"]))
-        except (RunFailed, OSError):  # training itself broke, or a file cannot be written, whoever sent the last message
+        except (
+            RunFailed,
+            OSError,
+            SafetensorError,
+        ):  # training itself broke, or a file cannot be written, whoever sent the last message
             raise
         except Exception as error:  # a stranger's message may raise anything
             why = str(error).partition("\n")[0] or type(error).__name__

@@ -123,7 +123,7 @@ def test_the_logged_recipe_differs_by_the_two_flags():
     [
         ({"lambda_weight": 0.5}, "nothing can be returned through pieces"),
         ({"uplink": 20.0}, "the clock does not know what its heads cost"),
-        ({"fedprox": 0.1}, "fedprox pulls whole parts"),
+        ({"fedprox": 0.1, "scheme": "dsl_fed", "num_clients": 2}, "fedprox pulls whole parts"),
         ({"tail": "last"}, "labels at the server"),
     ],
 )

@@ -152,7 +152,7 @@ def test_a_mark_that_cannot_be_written_turns_nobody_away(tmp_path, monkeypatch):
     monkeypatch.setattr("cutlayer.transports.member.Member._keep", lambda member: None)
     for name in ("client0", "client1"):
         net.join(name, patience=0.5)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(SafetensorError, match="No space left"):
         net.wait()
     assert not net.said("is turned away")
 
