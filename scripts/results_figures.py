@@ -49,7 +49,7 @@ def schemes(figure: Figure) -> bool:
         groups: list[tuple[float, float, list[str]]] = []
         for name, row in newest.items():
             x, y = row["simulated"]["seconds"] / 60, 100 * row["accuracy_last5"]
-            near = next((names for gx, gy, names in groups if abs(math.log(x / gx)) < 0.12 and abs(y - gy) < 2.5), None)
+            near = next((names for gx, gy, names in groups if abs(math.log(x / gx)) < 0.15 and abs(y - gy) < 2.5), None)
             if near is None:
                 groups.append((x, y, [name]))
             else:
