@@ -234,7 +234,7 @@ def predict(
         weights: the folder with the trained parts that join wrote.
         server: HOST:PORT; without one only --local can answer.
         as_: this client's name.
-        out: the answers, one line a sample: the class or values, and all outputs.
+        out: the answers, one line a sample: in classification the class, and all outputs.
         local: if the server cannot be reached, answer with the auxiliary head, and say so.
         patience: seconds to try to reach it.
     """

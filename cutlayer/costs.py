@@ -6,16 +6,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .cut import Smashed
-from .frozen import modes_kept
+from .frozen import evaluating
 from .task import Batch
 
 
 def macs(modules: dict[str, nn.Module], batch: Batch) -> dict[str, int]:
     """Return the multiply-adds of the forward pass of a batch of one sample through each part (matrix products and convolutions)."""
     counts: dict[str, int] = {}
-    with modes_kept(modules.values()), torch.no_grad():
-        for module in modules.values():
-            module.eval()
+    with evaluating(modules.values()), torch.no_grad():
         values: dict[str, Smashed] = {}
         for name in [*[n for n in modules if n not in ("top", "tail")], *[n for n in ("top", "tail") if n in modules]]:
             with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # of others attention is not counted

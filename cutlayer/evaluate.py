@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .cut import Smashed
 from .data.sources import Source
-from .frozen import modes_kept
+from .frozen import evaluating
 from .task import Task
 
 
@@ -29,9 +29,7 @@ def recomposed(
     """
     outputs: dict[str, list[Tensor]] = {"": []}
     targets = []
-    with modes_kept(modules.values()), torch.no_grad(), autocast():
-        for module in modules.values():
-            module.eval()
+    with evaluating(modules.values()), torch.no_grad(), autocast():
         for index in torch.arange(len(source)).split(batch_size):
             batch = source.batch(index, None)
             z = Smashed.through(modules["bottom"], batch._replace(x=place(batch.x)))

@@ -61,12 +61,17 @@ def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
 
 def crossing(parts: Parts, source: Source) -> dict[str, torch.Size]:
     """Return the shape of a sample of what a client sends at the cut, by role."""
-    batch = source.batch(two(source), None)
-    bottom, top = (copy.deepcopy(part).to(batch.x.device).eval() for part in (parts.bottom, parts.top))
+    z, top = _entering(parts, source.batch(two(source), None))
     with torch.no_grad():
-        z = Smashed.through(bottom, batch)
         sent = {**z.tensors("smashed"), "feature_grad": top(z.main, **z.others)}
     return {role: tensor.shape[1:] for role, tensor in sent.items() if tensor.is_floating_point() or role == "smashed"}
+
+
+def _entering(parts: Parts, batch: Batch) -> tuple[Smashed, nn.Module]:
+    """Return what a batch brings to the top, and a copy of the top that may be tried on it, in eval mode."""
+    bottom, top = (copy.deepcopy(part).to(batch.x.device).eval() for part in (parts.bottom, parts.top))
+    with torch.no_grad():
+        return Smashed.through(bottom, batch), top
 
 
 def two(source: Source) -> Tensor:
@@ -79,9 +84,7 @@ def two(source: Source) -> Tensor:
 
 def overwrites(parts: Parts, batch: Batch) -> bool:
     """Return whether the top begins with an operation in place, which a received leaf does not allow; it is then given a copy."""
-    bottom, top = (copy.deepcopy(part).to(batch.x.device).eval() for part in (parts.bottom, parts.top))
-    with torch.no_grad():
-        z = Smashed.through(bottom, batch)
+    z, top = _entering(parts, batch)
     leaves = {
         name: value.clone().requires_grad_(value.is_floating_point()) for name, value in [("main", z.main), *z.others.items()]
     }

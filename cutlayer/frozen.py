@@ -1,6 +1,6 @@
 """Forward passes that leave no trace: in running statistics, or in modules' modes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -28,3 +28,12 @@ def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module, mode in was.items():
             module.training = mode
+
+
+@contextmanager
+def evaluating(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Compute in eval mode, and put every submodule back into its own mode afterwards."""
+    with modes_kept(modules):
+        for module in modules:
+            module.eval()
+        yield

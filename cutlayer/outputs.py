@@ -29,7 +29,7 @@ from .meter import PHASES, Direction, Meter
 from .parties import Parties
 from .recipes.recipe import Recipe, make
 from .recipes.toml import read, to_toml
-from .runs import told
+from .runs import json_table
 from .transports.link import Tap
 from .wire import Packed, dumps
 
@@ -254,7 +254,7 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
 def check_data(release: str, folder: Path) -> None:
     """Raise BadInput if a folder holds a run on other data."""
     files = (folder / name for name in ("partition.json", "summary.json"))
-    written = (told(path) for path in files if path.exists())
+    written = (json_table(path) for path in files if path.exists())
     other = next((found["release"] for found in written if "release" in found), release)
     if other != release:
         raise BadInput(f"{folder} holds a run on other data ({other}) than these ({release}); choose another --out")

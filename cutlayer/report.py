@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .errors import BadInput
 from .findings import Finding, against, baseline, comparable, findings, found, paired
-from .runs import APART, Group, Run, differences, groups_of, human, interval, payload, told, word
+from .runs import APART, Group, Run, differences, groups_of, human, interval, json_table, payload, word
 
 __all__ = ["Run", "findings", "labels", "read", "rows", "write"]
 
@@ -77,7 +77,7 @@ def read(folder: Path) -> Run:
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder} holds no run that can be read ({error}); give the folder of a run") from error
     if (folder / "summary.json").exists():
-        return Run(told(folder / "summary.json"), records)
+        return Run(json_table(folder / "summary.json"), records)
     if not records:
         raise BadInput(f"{folder} has no finished round yet; wait for it, or run it again into the same folder")
     return Run(_so_far(recipe, records), records)

@@ -45,7 +45,7 @@ class Group(NamedTuple):
     short: str  # what stands at a curve: the letter, and the label's values where all are short
 
 
-def told(path: Path) -> dict[str, Any]:
+def json_table(path: Path) -> dict[str, Any]:
     """Return the table in a JSON file of a run's folder; raises BadInput naming the file if it holds none."""
     try:
         found = json.loads(path.read_text())

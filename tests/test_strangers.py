@@ -82,7 +82,7 @@ def test_a_tail_that_overwrites_its_input_trains_and_is_the_uncut_model():
         assert equal(split.modules[name].state_dict(), getattr(whole.modules["bottom"], name).state_dict())
 
 
-def test_a_part_that_was_frozen_in_eval_mode_stays_so(tmp_path):
+def test_a_part_that_was_frozen_in_eval_mode_stays_so():
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(16).eval()
     parts = cl.Parts(nn.Sequential(nn.Flatten(), nn.Linear(36, 16)), nn.Sequential(norm, nn.Linear(16, 4)))
