@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from result_rows import client_share, finished
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
+REBUILT = " + reconstruction"
 PERIODS = ("1 batch", "5 batches", "25 batches", "1 round", "5 rounds", "never")
 
 HOLDS = (
@@ -36,6 +37,35 @@ def frontier(figure: Figure) -> bool:
         ax.errorbar(x, mean(y), [[mean(y) - min(y)], [max(y) - mean(y)]], fmt="o", capsize=3, label=name)
     ax.set(xlabel="the client's multiply-adds, a conventional client's being 1", ylabel="mean of the last five accuracies, %")
     ax.set_title("What a head at the cut buys (ResNet-20, shallow cut; lines span three seeds)", fontsize=10)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
+    return bool(found)
+
+
+def choices(figure: Figure) -> bool:
+    """Accuracy on held-out training images after the last round, a line for each head, cheapest at the shallow cut first."""
+    ax = figure.subplots()
+    found = finished("choices")
+    rows = [(row, row["what"].replace(REBUILT, ""), REBUILT in row["what"]) for row in found if "floor" not in row["what"]]
+    shallow = [(client_share(row), name) for row, name, _ in rows if row["cut"] == "shallow"]
+    costs = dict(sorted(((name, cost) for cost, name in shallow), key=lambda pair: pair[1], reverse=True))
+    heads = sorted(costs, key=costs.__getitem__)
+    for cut, colour in (("shallow", "tab:blue"), ("middle", "tab:orange"), ("deep", "tab:green")):
+        for rebuilt, marker in ((True, "o"), (False, "x")):
+            mine = [
+                (100 * row["accuracy_final"], heads.index(name)) for row, name, r in rows if (row["cut"], r) == (cut, rebuilt)
+            ]
+            label = f"{cut}, with{'' if rebuilt else 'out'} reconstruction"
+            if mine:
+                ax.plot(*zip(*mine, strict=True), marker, color=colour, label=label)
+    for row in (row for row in found if row["cut"] == "all"):
+        p, n = row["accuracy_final"], 5000
+        error = 196 * math.sqrt(p * (1 - p) / n)
+        ax.axvspan(
+            100 * p - error, 100 * p + error, color="grey", alpha=0.2, lw=0, label="conventional, and what 5,000 images tell"
+        )
+    ax.set_yticks(range(len(heads)), [f"{name} ({costs[name]:.2f})" for name in heads], fontsize=8)
+    ax.set(xlabel="accuracy on 5,000 held-out training images, %, last round")
+    figure.suptitle("Heads at the cut and the client's multiply-adds, a conventional client's being 1 (one seed)", fontsize=10)
     figure.legend(fontsize=7, loc="outside lower center", ncols=3)
     return bool(found)
 
@@ -144,6 +174,7 @@ def curves(figure: Figure, recipe: str) -> bool:
 
 DRAWN: dict[str, Callable[[Figure], bool]] = {
     "frontier": frontier,
+    "choices": choices,
     "schemes": schemes,
     "periods": periods,
     "disjoint": disjoint,

@@ -41,7 +41,7 @@ from rows import read
 TABLES: dict[str, dict[str, Column]] = {
     "parity": FINAL | FINAL_DIFFERENCE | WITHIN | LAST5 | DIFFERENCE | BYTES | FEWER | COST,
     "heads": LAST5 | DIFFERENCE | FINAL | FINAL_DIFFERENCE | BYTES | FEWER | COST | MEMORY | WHOLE,
-    "choices": LAST5 | DIFFERENCE | COST | BYTES,
+    "choices": FINAL | LAST5 | DIFFERENCE | COST | BYTES,
     "schemes": LAST5 | FINAL | BYTES | SIMULATED,
     "decoupled": LAST5 | FINAL | DIFFERENCE | BYTES | PER_CLIENT | COST | MEMORY | WHOLE | SECONDS,
     "authors": LAST5 | FINAL | DIFFERENCE | COST | MEMORY | WHOLE,
