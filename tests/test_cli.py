@@ -281,6 +281,7 @@ BAD = [
     (["compare", "demo", "--over", "seed=1,2"], "with --seeds"),
     (["compare", "demo", "--over", "lr=0.1", "--over", "lr=0.2"], "--over lr is given twice"),
     (["compare", "demo", "--seed", "1", "--seeds", "2,3"], "--seed 1 beside --seeds 2,3"),
+    (["compare", "demo", "--lr", "0.3", "--over", "lr=0.1,0.2"], "--lr 0.3 beside --over lr="),
     (["list", "schema"], "Did you mean 'schemes'"),
     (["report", "/nowhere"], "no summary.json in /nowhere;"),
     (["report"], "no summary.json in nothing given"),
