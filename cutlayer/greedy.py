@@ -59,13 +59,13 @@ class Greedy(ServerPart):
             )
         if not self.pieces:
             self._build(server, z)
-        round, meter = server.schedule.round, server.meter
+        round, turn, meter = server.schedule.round, server.schedule.turn(first.client), server.meter
         with meter.step("server", first.client, server.samples(first), server.owned):
             for i, (piece, head, optimizer) in enumerate(zip(self.pieces, self.heads, self.optimizers, strict=True)):
                 with meter.phase("server_forward", first.client):
-                    with server.training.computing(piece, f"top{i}", first.client, round, first.step):
+                    with server.training.computing(piece, f"top{i}", first.client, turn, first.step):
                         output: Tensor = piece(z)
-                    with server.training.computing(head, f"head{i}", first.client, round, first.step):
+                    with server.training.computing(head, f"head{i}", first.client, turn, first.step):
                         loss = server.task.loss(head(output), y)
                 with meter.phase("server_backward", first.client):
                     loss.backward()

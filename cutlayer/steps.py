@@ -34,8 +34,8 @@ def forward(
             leaf.requires_grad_()
     inputs = {name: leaf.clone() if server.copy_input else leaf for name, leaf in leaves.items()}
     first = messages[0]
-    top = server.top_of(first.client)
-    with server.training.computing(top, "top", first.client, server.schedule.round, first.step, statistics=statistics):
+    top, turn = server.top_of(first.client), server.schedule.turn(first.client)
+    with server.training.computing(top, "top", first.client, turn, first.step, statistics=statistics):
         output: Tensor = top(inputs.pop("main"), **inputs)
     return leaves, output
 

@@ -1,6 +1,7 @@
 """T11.*: merging without a barrier, under a virtual clock whose order can be replayed."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from cutlayer.schedules import Plan
 from cutlayer.schedules.asynchronous import Asynchronous, AsynchronousOptions
 from cutlayer.server import Server
 from cutlayer.task import Task
+from cutlayer.training import Training
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -269,3 +271,13 @@ def test_what_holds_nobody_back_is_refused():
         unequal(method="auxiliary_loss", auxiliary="pool_linear", fairness=2)
     with pytest.raises(BadInput, match="buffer_size = 13 is never full with 12 turns in all"):
         unequal(merge="fedbuff", buffer_size=13, restart="at_once")
+
+
+def test_no_step_of_the_top_draws_what_another_drew(monkeypatch):
+    """A fast client takes two turns in a round, and the steps of both are counted from 0."""
+    drawn, dropout = [], Training.dropout
+    monkeypatch.setattr(Training, "dropout", lambda self, *which: (drawn.append(which), dropout(self, *which))[1])
+    run(speeds="1e6,1e6,9e6", server_speed=1e9)
+    tops = [which for which in drawn if which[0] == "top"]
+    assert max(Counter(client for _, client, _, _ in tops).values()) > QUICK["rounds"] * 8 // QUICK["batch_size"]
+    assert len(set(tops)) == len(tops)

@@ -89,6 +89,10 @@ class Asynchronous:
         """Return the factor of the learning rate of a server step that a client's activations cause."""
         return self.weight(self.since[client]) if self.options.server_rate == "staleness" else 1.0
 
+    def turn(self, client: int) -> int:
+        """Return which pass over its data a client is in: in one round it may take two."""
+        return self.taken[client]
+
     def due(self, server: "Server", message: Message | None) -> list[list[Message]]:
         if message is not None:
             self.held.append(message)

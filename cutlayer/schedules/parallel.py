@@ -201,6 +201,9 @@ class Parallel:
     def rate(self, client: int) -> float:
         return 1.0
 
+    def turn(self, client: int) -> int:
+        return self.round
+
     def state(self) -> dict[str, Any]:
         return {
             "round": self.round,

@@ -85,6 +85,9 @@ class Relay:
     def rate(self, client: int) -> float:
         return 1.0
 
+    def turn(self, client: int) -> int:
+        return self.round
+
     def state(self) -> dict[str, Any]:
         return {"round": self.round, "active": self.active, "absent": sorted(self.absent)}
 
