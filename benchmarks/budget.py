@@ -8,24 +8,25 @@ results/budget.jsonl. Their figure is of the whole ResNet-18 on all images, at 8
 from typing import Any
 
 from cells import Cell, parser, run
+from heads import PLAIN, RECONSTRUCTED
 
 LEVELS = (0.55, 0.60, 0.65)
 BASE: dict[str, Any] = {
     "model": "resnet18_quarter", "cut": "stage2.block2", "num_clients": 3, "rounds": 20, "evaluate_every": 1, "lr": 0.05,
 }  # fmt: skip
 ALIGNED = {"auxiliary": "block", "align_rounds": 2, "align_epochs": 10, "memory_size": 512, "align_batch": 256}
-PLAIN = {"auxiliary": "block", "reconstruction": "none", "aux_weight": 1.0}
-LITE = {"auxiliary": "lite", "reconstruction": "conv1x1", "aux_weight": 0.5, "reconstruction_weight": 5.0}
+BLOCK = {"auxiliary": "block", **PLAIN}
+LITE = {"auxiliary": "lite", **RECONSTRUCTED}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "fedavg": {"scheme": "fedavg", "cut": "none"},
     "splitfed_v1": {"scheme": "splitfed_v1"},
     "splitfed_v2": {"scheme": "splitfed_v2"},
-    "cse_fsl": {"scheme": "cse_fsl", **PLAIN},
+    "cse_fsl": {"scheme": "cse_fsl", **BLOCK},
     "fsl_sage": {"scheme": "fsl_sage", **ALIGNED},
     "dsl_fed, lite + reconstruction": {"scheme": "dsl_fed", **LITE},
     "dsl_fed, lite + reconstruction, float8": {"scheme": "dsl_fed", **LITE, "codec": {"smashed": "float8"}},
     "dsl_fed, block, every 5th batch, float8": {
-        "scheme": "dsl_fed", **PLAIN, "send_every": 5, "codec": {"smashed": "float8"},
+        "scheme": "dsl_fed", **BLOCK, "send_every": 5, "codec": {"smashed": "float8"},
     },
 }  # fmt: skip
 FEW = ("fsl_sage", "dsl_fed, lite + reconstruction, float8")

@@ -9,6 +9,7 @@ weight lambda on every k-th step. About 3 minutes a run on 2 cores: results/choi
 from typing import Any
 
 from cells import Cell, parser, run
+from heads import PLAIN, RECONSTRUCTED
 
 HEADS: dict[str, dict[str, Any]] = {
     "pool_linear": {"auxiliary": "pool_linear"},
@@ -19,10 +20,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "wide": {"auxiliary": "wide"},
     "linear, lr 0.01": {"auxiliary": "linear", "lr": 0.01},
 }
-DECODERS: dict[str, dict[str, Any]] = {
-    "": {"reconstruction": "none", "aux_weight": 1.0},
-    " + reconstruction": {"reconstruction": "conv1x1", "aux_weight": 0.5, "reconstruction_weight": 5.0},
-}
+REBUILT = " + reconstruction"
+DECODERS: dict[str, dict[str, Any]] = {"": PLAIN, REBUILT: RECONSTRUCTED}
 LAMBDAS = ((0.1, 1), (0.5, 1), (1.0, 1), (1.0, 4), (1.0, 10))
 TINY = {
     "data": "digits", "num_train": 64, "num_held_out": 32, "rounds": 1, "warmup_rounds": 0, "lr_schedule": "constant", "batch_size": 16,

@@ -11,22 +11,12 @@ interval lies inside.
 from typing import Any
 
 from cells import Cell, parser, run
+from choices import DECODERS, HEADS, REBUILT
 
-RECONSTRUCTED = {"reconstruction": "conv1x1", "aux_weight": 0.5, "reconstruction_weight": 5.0}
-HEADS: dict[str, dict[str, Any]] = {
-    "mlp, depth 3 + reconstruction": {"auxiliary": "mlp", "auxiliary_depth": 3, "auxiliary_width": 256, **RECONSTRUCTED},
-    "lite + reconstruction": {"auxiliary": "lite", **RECONSTRUCTED},
-    "wide + reconstruction": {"auxiliary": "wide", **RECONSTRUCTED},
-    "block + reconstruction": {"auxiliary": "block", **RECONSTRUCTED},
-}
-FRUGAL = {
-    "shallow": "lite + reconstruction",
-    "middle": "mlp, depth 3 + reconstruction",
-    "deep": "mlp, depth 3 + reconstruction",
-}
+FRUGAL = {"shallow": "lite", "middle": "mlp, depth 3", "deep": "mlp, depth 3"}
 BASE: dict[str, Any] = {"precision": "bfloat16", "evaluate_every": 42}
 ROUNDS = (12, 42)
-FEW = (("all", "conventional", 42), ("shallow", FRUGAL["shallow"], 42))
+FEW = (("all", "conventional", 42), ("shallow", FRUGAL["shallow"] + REBUILT, 42))
 TINY = {
     "data": "digits",
     "num_train": 64,
@@ -38,15 +28,18 @@ TINY = {
 }
 
 
+def decoupled(cut: str, head: str, more: str = "", **own: Any) -> tuple[str, str, dict[str, Any]]:
+    """Return the cut, the name and the fields of a run whose head has a reconstruction beside it."""
+    return cut, head + REBUILT + more, {"cut": cut, **HEADS[head], **DECODERS[REBUILT], **own}
+
+
 def cells() -> list[Cell]:
     """Return all cells, the short ones first; one conventional run serves all cuts."""
     runs: list[tuple[str, str, dict[str, Any]]] = [("all", "conventional", {"scheme": "vanilla", "hand_over": "shared"})]
-    runs += [(cut, what, {"cut": cut, **HEADS[what]}) for cut, what in FRUGAL.items()]
-    runs += [(cut, "wide + reconstruction", {"cut": cut, **HEADS["wide + reconstruction"]}) for cut in FRUGAL]
-    runs += [
-        (cut, f"{what}, float8", {"cut": cut, **HEADS[what], "codec": {"smashed": "float8"}}) for cut, what in FRUGAL.items()
-    ]
-    runs.append(("shallow", "block + reconstruction", {"cut": "shallow", **HEADS["block + reconstruction"]}))
+    runs += [decoupled(cut, head) for cut, head in FRUGAL.items()]
+    runs += [decoupled(cut, "wide") for cut in FRUGAL]
+    runs += [decoupled(cut, head, ", float8", codec={"smashed": "float8"}) for cut, head in FRUGAL.items()]
+    runs += [decoupled("shallow", "block")]
     return [
         Cell(
             {"rounds": rounds, "cut": cut, "what": what}, "strong-cifar10", {**BASE, "rounds": rounds, **own},

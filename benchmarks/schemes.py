@@ -7,11 +7,12 @@ Mbit/s up, 50 down and 30 ms each way, clients of 10 and a server of 100 billion
 from typing import Any
 
 from cells import Cell, parser, run
+from heads import RECONSTRUCTED
 
 from cutlayer.recipes.recipe import options_for, with_scheme
 from cutlayer.recipes.schemes import SCHEMES
 
-HEAD = {"auxiliary": "block", "reconstruction": "conv1x1", "aux_weight": 0.5, "reconstruction_weight": 5.0}
+HEAD = {"auxiliary": "block", **RECONSTRUCTED}
 CLOCK = {"uplink": 20.0, "downlink": 50.0, "latency": 30.0, "speeds": (1e10,), "server_speed": 1e11}
 FEW = (("splitfed_v2", "dirichlet"), ("fedavg", "iid"))
 # an alignment on the paper's memory would take hours here, zeroth order diverges at lr 0.1, and only marks let a run stop

@@ -111,11 +111,11 @@ def compare(
     """
     from .compare import baselines as baselines_of, cells, compare as compare_all
 
-    wanted, base = _sweeps(over), {**fields_of(recipe), **given(fields)}
-    if seeds is not None and "seed" in given(fields):
-        raise BadInput(f"--seed {base['seed']} beside --seeds {seeds}: drop one of the two")
-    for field in wanted.keys() & given(fields).keys():
-        raise BadInput(f"--{field.replace('_', '-')} {base[field]} beside --over {field}=...: drop one of the two")
+    wanted, flags = _sweeps(over), given(fields)
+    base = {**fields_of(recipe), **flags}
+    sweeps = {field: f"--over {field}=..." for field in wanted} | ({} if seeds is None else {"seed": f"--seeds {seeds}"})
+    for field in (field for field in flags if field in sweeps):
+        raise BadInput(f"--{field.replace('_', '-')} {flags[field]} beside {sweeps[field]}: drop one of the two")
     recipes = list(cells(base, wanted, _seeds(seeds) if seeds is not None else [base.get("seed", 0)]))
     recipes += baselines_of(recipes) if baselines else []
     folder = out or Path("runs") / f"compare-{Path(recipe).stem}"

@@ -177,7 +177,6 @@ class Server:
         self,
         client: int,
         *,
-        round: int,
         give_back: int,
         stop: bool,
         pace: int | None = None,
@@ -186,8 +185,8 @@ class Server:
     ) -> Message:
         """Return the message that lets a waiting client go on; `weights` None: it brings them if the client's are older.
 
-        `round` is the client's, which its data follow; `pace` is everybody's, which learning rates follow; `version` is that of the
-        weights it trains from, the newest if None.
+        It tells the client's turn, which its data follow; `pace` is everybody's, which learning rates follow, the turn if None; `version`
+        is that of the weights it trains from, the newest if None.
         """
         sync = self.waiting.pop(client)
         tensors: dict[str, Tensor] = {}
@@ -196,9 +195,10 @@ class Server:
             older = sync.numbers["version"] < self.version and self.holder != client
             if older if weights is None else weights:
                 tensors = {f"weights/{name}": t for name, t in self.weights.items()} | self.slots
-        numbers: dict[str, float] = {"stop": stop, "round": round, "return": give_back}
+        turn = self.schedule.turn(client)
+        numbers: dict[str, float] = {"stop": stop, "round": turn, "return": give_back}
         numbers["version"] = self.version if version is None else version
-        numbers["pace"] = round if pace is None else pace
+        numbers["pace"] = turn if pace is None else pace
         numbers |= self.part.orders(client) if self.part else {}
         return Message("go", tensors, {name: float(value) for name, value in numbers.items()}, client, sync.step)
 

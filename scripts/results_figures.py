@@ -10,8 +10,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from result_rows import client_share, finished
 
+# isort: split
+from choices import REBUILT  # where they are is known from result_rows on
+
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
-REBUILT = " + reconstruction"
 PERIODS = ("1 batch", "5 batches", "25 batches", "1 round", "5 rounds", "never")
 
 HOLDS = (
@@ -46,8 +48,9 @@ def choices(figure: Figure) -> bool:
     ax = figure.subplots()
     found = finished("choices")
     rows = [(row, row["what"].replace(REBUILT, ""), REBUILT in row["what"]) for row in found if "floor" not in row["what"]]
-    shallow = [(client_share(row), name) for row, name, _ in rows if row["cut"] == "shallow"]
-    costs = dict(sorted(((name, cost) for cost, name in shallow), key=lambda pair: pair[1], reverse=True))
+    costs: dict[str, float] = {}
+    for share, name in ((client_share(row), name) for row, name, _ in rows if row["cut"] == "shallow"):
+        costs[name] = min(share, costs.get(name, share))
     heads = sorted(costs, key=costs.__getitem__)
     for cut, colour in (("shallow", "tab:blue"), ("middle", "tab:orange"), ("deep", "tab:green")):
         for rebuilt, marker in ((True, "o"), (False, "x")):
@@ -58,10 +61,15 @@ def choices(figure: Figure) -> bool:
             if mine:
                 ax.plot(*zip(*mine, strict=True), marker, color=colour, label=label)
     for row in (row for row in found if row["cut"] == "all"):
-        p, n = row["accuracy_final"], 5000
-        error = 196 * math.sqrt(p * (1 - p) / n)
+        p = row["accuracy_final"]
+        error = 1.96 * math.sqrt(p * (1 - p) / row["recipe"]["num_held_out"])
         ax.axvspan(
-            100 * p - error, 100 * p + error, color="grey", alpha=0.2, lw=0, label="conventional, and what 5,000 images tell"
+            100 * (p - error),
+            100 * (p + error),
+            color="grey",
+            alpha=0.2,
+            lw=0,
+            label="conventional, and what 5,000 images tell",
         )
     ax.set_yticks(range(len(heads)), [f"{name} ({costs[name]:.2f})" for name in heads], fontsize=8)
     ax.set(xlabel="accuracy on 5,000 held-out training images, %, last round")

@@ -168,7 +168,7 @@ class Asynchronous:
         # whoever has trained, or was not there when others did, has other weights than the merged ones
         weights = begins and (self.taken[k] > 0 or server.version > 0)
         version, pace, _ = self.bases.get(k, (server.version, self.round, {}))
-        return server.go(k, round=self.taken[k], pace=pace, give_back=1, stop=over, weights=weights, version=version)
+        return server.go(k, pace=pace, give_back=1, stop=over, weights=weights, version=version)
 
     def _global(self, server: "Server") -> dict[str, Tensor]:
         top = {f"/{name}": t.clone() for name, t in server.top.state_dict().items()} if self.server_copies else {}

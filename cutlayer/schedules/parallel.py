@@ -152,7 +152,7 @@ class Parallel:
             running = running[:1]
         over = self.round == self.plan.rounds
         ready = sorted(server.waiting) if over else [k for k in running if k in server.waiting]
-        return [server.go(k, round=self.round, give_back=self._give_back(server), stop=over) for k in ready]
+        return [server.go(k, give_back=self._give_back(server), stop=over) for k in ready]
 
     def _averages(self) -> bool:
         """Return whether the segment under way ends with an average of client models or server copies."""

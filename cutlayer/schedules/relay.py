@@ -72,7 +72,7 @@ class Relay:
     def _gos(self, server: "Server") -> list[Message]:
         over = self.round == self.plan.rounds
         ready = [k for k in sorted(server.waiting) if over or k == self.active]
-        return [server.go(k, round=self.round, give_back=self._give_back(server), stop=over) for k in ready]
+        return [server.go(k, give_back=self._give_back(server), stop=over) for k in ready]
 
     def _give_back(self, server: "Server") -> int:
         if self.options.hand_over == "shared" or self.round == self.plan.rounds or server.frozen:
