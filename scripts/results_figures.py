@@ -111,11 +111,11 @@ def periods(figure: Figure) -> bool:
     found = {
         (row["partition"], row["what"].partition(" every ")[2]): row for row in finished("slperf") if " every " in row["what"]
     }
-    for partition in ("iid", "dirichlet"):
-        there = [(i, found[partition, p]) for i, p in enumerate(PERIODS) if (partition, p) in found]
-        above.plot([i for i, _ in there], [100 * row["accuracy_final"] for _, row in there], "o-", label=partition)
+    for partition, norm in (("iid", ""), ("dirichlet", ""), ("dirichlet", ", group norm")):
+        there = [(i, found[partition, p + norm]) for i, p in enumerate(PERIODS) if (partition, p + norm) in found]
+        above.plot([i for i, _ in there], [100 * row["accuracy_final"] for _, row in there], "o-", label=partition + norm)
         drifts = [(i, row["client_drift"]) for i, row in there if "client_drift" in row]
-        below.plot([i for i, _ in drifts], [drift for _, drift in drifts], "o-", label=partition)
+        below.plot([i for i, _ in drifts], [drift for _, drift in drifts], "o-", label=partition + norm)
     above.set(ylabel="accuracy after the last round, %")
     above.set_title("How often SplitFed V1 has to average (five clients, 10 rounds)", fontsize=10)
     above.legend(fontsize=8)
