@@ -23,6 +23,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "splitfed_v2": {"scheme": "splitfed_v2"},
     "cse_fsl": {"scheme": "cse_fsl", **BLOCK},
     "fsl_sage": {"scheme": "fsl_sage", **ALIGNED},
+    "fsl_sage, aligned eightfold": {"scheme": "fsl_sage", **ALIGNED, "align_rounds": 1, "align_epochs": 20, "align_batch": 128},
     "dsl_fed, lite + reconstruction": {"scheme": "dsl_fed", **LITE},
     "dsl_fed, lite + reconstruction, float8": {"scheme": "dsl_fed", **LITE, "codec": {"smashed": "float8"}},
     "dsl_fed, block, every 5th batch, float8": {
