@@ -144,9 +144,11 @@ def _row(run: Run) -> dict[str, Any]:
         sum(n for roles in record["bytes"].values() for role, n in roles.items() if role != "evaluation")
         for record in run.records
     ]
+    last = run.records[-1]
+    exits = {f"{name}_final": last[name] for name in ("auxiliary_accuracy", "ensemble_accuracy") if name in last}
     drifts = [record["client_drift"] for record in run.records if "client_drift" in record]
     more = ({"states": states} if states else {}) | ({"client_drift": sum(drifts) / len(drifts)} if drifts else {})
-    return {"curve": curve, "traffic": traffic, **more, **run.summary}
+    return {"curve": curve, "traffic": traffic, **more, **exits, **run.summary}
 
 
 def means(curve: Sequence[float | None], window: int = 3) -> list[tuple[int, float]]:

@@ -223,6 +223,7 @@ def predict(
     as_: Annotated[str, arg(name="as")] = "client0",
     out: Path = Path("predictions.csv"),
     local: bool = False,
+    ensemble: bool = False,
     patience: float = 10.0,
 ) -> int:
     """Answer a test set: the bottom here, the top at a server that was started with --predict.
@@ -236,6 +237,7 @@ def predict(
         as_: this client's name.
         out: the answers, one line a sample: in classification the class, and all outputs.
         local: if the server cannot be reached, answer with the auxiliary head, and say so.
+        ensemble: add a quarter of the auxiliary head's log-probabilities to the network's.
         patience: seconds to try to reach it.
     """
     from .predict import predict as answers, write
@@ -246,7 +248,9 @@ def predict(
             "--server is missing: HOST:PORT of cutlayer serve --predict; or --local for the auxiliary head's answers"
         )
     tls = credentials.tls(as_) if server is not None else None
-    outputs, found = answers(made, weights, server=server, name=as_, tls=tls, local=local, patience=patience, say=say)
+    outputs, found = answers(
+        made, weights, server=server, name=as_, tls=tls, local=local, together=ensemble, patience=patience, say=say
+    )
     write(outputs, out)
     say(", ".join(f"{name} {value:.4f}" for name, value in found.items()) + f" on {len(outputs)} samples")
     show_paths({"answers": out})

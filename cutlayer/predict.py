@@ -14,6 +14,7 @@ from .building import Builder, placement, training
 from .cut import Smashed
 from .data.sources import Source
 from .errors import BadInput, RunFailed
+from .evaluate import ensemble
 from .fit import fitted
 from .handshake import about, refusal
 from .meter import Meter
@@ -130,8 +131,8 @@ class Owner:
             batch = source.batch(index, None)
             yield batch._replace(x=self.place(batch.x))
 
-    def outputs(self, batch: Batch, remote: Remote | None) -> Tensor:
-        """Return the whole network's outputs (N, ...), or without a server the auxiliary head's."""
+    def outputs(self, batch: Batch, remote: Remote | None, together: bool = False) -> Tensor:
+        """Return the whole network's outputs (N, ...), without a server the auxiliary head's, or the ensemble of both."""
         with torch.no_grad(), self.autocast():
             z = Smashed.through(self.modules["bottom"], batch)
         if remote is None:
@@ -139,22 +140,26 @@ class Owner:
                 return z.into(self.modules["auxiliary"]).float()
         output = remote(z)
         with torch.no_grad(), self.autocast():
-            return (self.modules["tail"](output) if "tail" in self.modules else output).float()
+            output = self.modules["tail"](output) if "tail" in self.modules else output
+            return (ensemble(output, z.into(self.modules["auxiliary"])) if together else output).float()
 
 
 def predict(
-    recipe: Recipe, weights: Path, *, server: str | None, name: str, tls: Tls | None = None, local: bool = False, patience: float = 10.0,
-    say: Callable[[str], None] = lambda line: None,
+    recipe: Recipe, weights: Path, *, server: str | None, name: str, tls: Tls | None = None, local: bool = False, together: bool = False,
+    patience: float = 10.0, say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Answers, dict[str, float]]:  # fmt: skip
     """Return the answers for the recipe's test set, and the task's metrics on them.
 
     With `local`, if no server is named or it cannot be reached within `patience` seconds, they are those of the auxiliary head, and that
-    is said.
+    is said. With `together` they are `ensemble`'s.
     Raises BadInput, and RunFailed if the server stays away.
     """
     owner = Owner(recipe, weights)
-    if local and "auxiliary" not in owner.modules:
-        raise BadInput(f"--local needs an auxiliary head, and {weights} has none; train with a method that has one")
+    asked = "--local" if local else "--ensemble" if together else None
+    if asked is not None and "auxiliary" not in owner.modules:
+        raise BadInput(f"{asked} needs an auxiliary head, and {weights} has none; train with a method that has one")
+    if together and owner.task.loss is not cross_entropy:
+        raise BadInput("--ensemble adds log-probabilities, and this task is no classification; leave it out")
     source = owner.data.test
     if server is None:
         say(f"no server is named: {LOCAL}")
@@ -163,7 +168,7 @@ def predict(
     try:
         try:
             remote = Remote(line) if line is not None else None
-            found = [owner.outputs(batch, remote) for batch in owner.batches(source)]
+            found = [owner.outputs(batch, remote, together) for batch in owner.batches(source)]
         except RunFailed as error:
             if not local:
                 raise

@@ -9,16 +9,16 @@ from network import COPIES
 
 from cutlayer.errors import BadInput
 from cutlayer.handshake import about
-from cutlayer.predict import Answering, Owner, Remote
+from cutlayer.predict import Answering, Owner, Remote, load_into, predict
 from cutlayer.recipes.recipe import make
+from cutlayer.run import parts_of
+from cutlayer.task import Task, accuracy
 from cutlayer.transports.grpc_client import NetworkLine
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def test_local_answers_are_those_of_the_auxiliary_head_and_it_is_said(tmp_path):
-    from cutlayer.predict import predict
-
     recipe = make({**BASE, "scheme": "locsplitfed", "rounds": 1})
     result, _ = over_grpc(recipe, tmp_path)
     said = []
@@ -38,9 +38,36 @@ def test_local_answers_are_those_of_the_auxiliary_head_and_it_is_said(tmp_path):
         assert answers.outputs.shape == (16, 10)
 
 
+def test_an_ensemble_is_the_network_with_a_quarter_of_its_heads_log_probabilities(tmp_path):
+    recipe = make({**BASE, "scheme": "locsplitfed", "rounds": 1})
+    result, _ = over_grpc(recipe, tmp_path)
+    weights = tmp_path / "client0" / "weights"
+    owner = Owner(recipe, weights)
+    logits = torch.randn(16, 10) / 100
+    (batch,) = owner.batches(owner.data.test)
+    own = owner.outputs(batch, None).log_softmax(1)
+    together = owner.outputs(batch, lambda z: logits, together=True)
+    torch.testing.assert_close(together, logits.log_softmax(1) + own / 4)
+    assert not torch.equal(together.argmax(1), logits.argmax(1))
+    top = load_into(parts_of(recipe, owner.data).top, tmp_path / "server" / "weights" / "top.safetensors")
+    answers = owner.outputs(batch, lambda z: top(z.main), together=True)
+    assert accuracy(answers, batch.y) == pytest.approx(result.records[-1]["ensemble_accuracy"])
+
+
+def test_an_ensemble_needs_a_head_and_classes(tmp_path, monkeypatch):
+    recipe = make({**BASE, "scheme": "vanilla", "rounds": 1})
+    over_grpc(recipe, tmp_path)
+    with pytest.raises(BadInput, match="--ensemble needs an auxiliary head"):
+        predict(recipe, tmp_path / "client0" / "weights", server=None, name="client0", together=True)
+    local = make({**BASE, "scheme": "locsplitfed", "rounds": 1})
+    over_grpc(local, tmp_path / "local")
+    monkeypatch.setattr("cutlayer.predict.task_of", lambda recipe: Task(loss=lambda output, y: output.square().mean()))
+    with pytest.raises(BadInput, match="this task is no classification"):
+        predict(local, tmp_path / "local" / "client0" / "weights", server=None, name="client0", together=True)
+
+
 def test_answers_are_classes_where_outputs_are_logits(tmp_path):
     from cutlayer.predict import Answers, classes, write
-    from cutlayer.task import Task
 
     page = tmp_path / "answers.csv"
     logits = torch.tensor([[[0.0, 9.0], [1.0, 2.0], [0.5, 3.0]], [[4.0, 0.0], [0.0, 0.0], [5.0, 1.0]]])  # (N, C, T)
