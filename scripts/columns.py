@@ -32,7 +32,16 @@ def points(pairs: Sequence[Pair], metric: str = "accuracy_last5") -> list[float]
 
 def difference(pairs: Sequence[Pair], metric: str = "accuracy_last5") -> str:
     """Return the mean difference with its 95 % Student-t interval, paired over seeds."""
-    found = points(pairs, metric)
+    return over_seeds(points(pairs, metric))
+
+
+def together(pairs: Sequence[Pair]) -> str:
+    """Return by how many points both exits of a network are better than its last one alone."""
+    return over_seeds([100 * (row["ensemble_accuracy_final"] - row["accuracy_final"]) for row, _ in pairs])
+
+
+def over_seeds(found: Sequence[float]) -> str:
+    """Return the mean with its 95 % Student-t interval."""
     if not found:
         return ""
     if len(found) < 2:
@@ -166,4 +175,9 @@ SIMULATED: dict[str, Column] = {
     "simulated": each(lambda row: f"{row['simulated']['seconds'] / 60:.0f} min" if row.get("simulated") else "")
 }
 STATES: dict[str, Column] = {"states": states}
+EXITS: dict[str, Column] = {
+    "head, %": accuracies("auxiliary_accuracy_final"),
+    "both, %": accuracies("ensemble_accuracy_final"),
+    "both against final": together,
+}
 LESS: dict[str, Column] = {"less client computation": less}

@@ -19,6 +19,7 @@ from columns import (
     BYTES,
     COST,
     DIFFERENCE,
+    EXITS,
     FEWER,
     FINAL,
     FINAL_DIFFERENCE,
@@ -41,6 +42,7 @@ from rows import read
 TABLES: dict[str, dict[str, Column]] = {
     "parity": FINAL | FINAL_DIFFERENCE | WITHIN | LAST5 | DIFFERENCE | BYTES | FEWER | COST,
     "heads": LAST5 | DIFFERENCE | FINAL | FINAL_DIFFERENCE | BYTES | FEWER | COST | MEMORY | WHOLE,
+    "exits": FINAL | EXITS | COST,
     "choices": FINAL | LAST5 | DIFFERENCE | COST | BYTES,
     "schemes": LAST5 | FINAL | BYTES | SIMULATED,
     "decoupled": LAST5 | FINAL | DIFFERENCE | BYTES | PER_CLIENT | COST | MEMORY | WHOLE | SECONDS,
