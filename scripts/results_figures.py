@@ -176,6 +176,7 @@ def curves(figure: Figure, recipe: str) -> bool:
                 ax.plot(*zip(*seen, strict=True), "k--" if row["what"] == "conventional" else "-", label=row["what"])
             ax.set_title(f"{data}, {n} client{'s' if n > 1 else ''}", fontsize=9)
             ax.set(xlabel="round" if data == sets[-1] else "", ylabel="accuracy, %" if n == numbers[0] else "")
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.legend(fontsize=7)
     return bool(found)
 
