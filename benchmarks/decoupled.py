@@ -21,7 +21,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SMALL = {"num_train": 10_000, "rounds": 6, "evaluate_every": 3, "precision": "bfloat16"}
 FULL = {"rounds": 50, "evaluate_every": 1, "precision": "bfloat16"}
-COOLER = {"lr": 0.02}  # 110 layers do not start at 0.1 within 6 rounds of so few images
+LR = {("small", "strong"): {"lr": 0.02}}  # 110 layers do not start at 0.1 within 6 rounds of so few images
 HEAD = {"strong": {"auxiliary": "block", "reconstruction": "conv1x1"}}
 CUTS = ("shallow", "middle", "deep")
 TINY = {
@@ -36,8 +36,7 @@ def cells(profile: str = "small") -> list[Cell]:
     for data in ("cifar10", "cifar100"):
         for n in (1, 5, 10):
             for name, (base, own) in RECIPES.items():
-                cooler = COOLER if (profile, name) == ("small", "strong") else {}
-                both: dict[str, Any] = {"data": data, "num_clients": n, **own, **size, **cooler}
+                both: dict[str, Any] = {"data": data, "num_clients": n, **own, **size, **LR.get((profile, name), {})}
                 labels = {"profile": profile, "data": data, "clients": n, "recipe_of": name}
                 few = (data, n, name) == ("cifar10", 1, "strong")
                 vanilla = {"scheme": "vanilla", "hand_over": "shared", "method": "backprop", "cut": "shallow"}

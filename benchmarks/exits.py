@@ -6,20 +6,14 @@ the head's; the quarter was chosen on held-out training images, in other runs. A
 """
 
 from cells import Cell, parser, run
-from choices import DECODERS, HEADS, REBUILT
-from parity import FRUGAL, TINY
+from parity import FRUGAL, TINY, decoupled
 
 
 def cells() -> list[Cell]:
     """Return all cells."""
     return [
-        Cell(
-            {"cut": cut, "what": head + REBUILT},
-            "small-cifar10",
-            {"cut": cut, **HEADS[head], **DECODERS[REBUILT]},
-            cut == "shallow",
-        )
-        for cut, head in FRUGAL.items()
+        Cell({"cut": cut, "what": what}, "small-cifar10", own, cut == "shallow")
+        for cut, what, own in (decoupled(*each) for each in FRUGAL.items())
     ]
 
 

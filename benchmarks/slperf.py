@@ -49,7 +49,11 @@ OFTEN: dict[str, dict[str, Any]] = {
     "splitfed_v1, 5 batches, equal shares, group norm": {**EQUAL, **GROUP, "scheme": "splitfed_v1", "sync_every": "5 batches"},
 }  # fmt: skip
 PERIODS = ("1 batch", "5 batches", "25 batches", "1 round", "5 rounds", "never")
-GROUP_PERIODS = ("1 batch", "5 batches", "1 round")
+SWEEPS: tuple[tuple[str, str, tuple[str, ...], dict[str, Any]], ...] = (
+    ("dirichlet", "", PERIODS, {"batch_size": 64}),
+    ("iid", "", PERIODS, {"batch_size": 64}),
+    ("dirichlet", ", group norm", ("1 batch", "5 batches", "1 round"), GROUP),
+)
 TINY = {
     "data": "digits", "num_train": 100, "num_test": 32, "rounds": 1, "warmup_rounds": 0, "lr_schedule": "constant",
     "model": "resnet8", "cut": "shallow", "batch_size": 8, "optimizer": "sgd", "lr": 0.01,
@@ -101,13 +105,10 @@ def images() -> list[Cell]:
     found = sorted([*plain, *often], key=lambda cell: cell.labels["partition"] != "classes")
     ordered = {"scheme": "splitfed_v2", "server_order": "batch_major"}  # dsl_fed's order, with gradients
     found.append(row("cifar10", "dirichlet", "splitfed_v2, batch-major", "small-cifar10", {**base, **ordered}))
-    for partition in ("dirichlet", "iid"):
-        for period in PERIODS:
-            fields = {**base, "scheme": "splitfed_v1", "sync_every": period, "batch_size": 64, "rounds": 10}
-            found.append(row("cifar10", partition, f"splitfed_v1 every {period}", "small-cifar10", fields))
-    for period in GROUP_PERIODS:
-        fields = {**base, **GROUP, "scheme": "splitfed_v1", "sync_every": period, "rounds": 10}
-        found.append(row("cifar10", "dirichlet", f"splitfed_v1 every {period}, group norm", "small-cifar10", fields))
+    for partition, norm, periods, own in SWEEPS:
+        for period in periods:
+            fields = {**base, **own, "scheme": "splitfed_v1", "sync_every": period, "rounds": 10}
+            found.append(row("cifar10", partition, f"splitfed_v1 every {period}{norm}", "small-cifar10", fields))
     return found
 
 

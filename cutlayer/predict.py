@@ -20,7 +20,7 @@ from .handshake import about, refusal
 from .meter import Meter
 from .recipes.recipe import Recipe
 from .run import data_of, parts_of, task_of
-from .task import Batch, Task, accuracy, cross_entropy
+from .task import Batch, Task, accuracy
 from .transports.grpc_client import NetworkLine
 from .transports.grpc_common import Tls
 from .transports.grpc_server import Gate
@@ -158,7 +158,7 @@ def predict(
     asked = "--local" if local else "--ensemble" if together else None
     if asked is not None and "auxiliary" not in owner.modules:
         raise BadInput(f"{asked} needs an auxiliary head, and {weights} has none; train with a method that has one")
-    if together and owner.task.loss is not cross_entropy:
+    if together and not owner.task.logits:
         raise BadInput("--ensemble adds log-probabilities, and this task is no classification; leave it out")
     source = owner.data.test
     if server is None:
@@ -185,7 +185,7 @@ def predict(
 
 def classes(task: Task, outputs: Tensor) -> Tensor | None:
     """Return the class (n, ...) of the largest of logits (n, C, ...), or None where the task's outputs are none."""
-    return outputs.argmax(1) if task.loss is cross_entropy or accuracy in task.metrics.values() else None
+    return outputs.argmax(1) if task.logits or accuracy in task.metrics.values() else None
 
 
 def write(answers: Answers, path: Path) -> None:

@@ -66,6 +66,11 @@ class Task:
     per_position: bool = False
     to_unit: Callable[[Tensor], Tensor] = torch.sigmoid
 
+    @property
+    def logits(self) -> bool:
+        """Whether outputs are logits of classes."""
+        return self.loss is cross_entropy
+
     def __post_init__(self) -> None:
         if not self.metrics:
             raise BadInput("a task without metrics cannot be evaluated; give at least one, or leave metrics out for accuracy")

@@ -12,10 +12,9 @@ from result_rows import client_share, finished
 
 # isort: split
 from choices import REBUILT  # where they are is known from result_rows on
+from slperf import PERIODS
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
-PERIODS = ("1 batch", "5 batches", "25 batches", "1 round", "5 rounds", "never")
-
 HOLDS = (
     "vanilla, batches of 32",
     "splitfed_v1, 1 round, batches of 32",

@@ -9,7 +9,7 @@ from network import COPIES
 
 from cutlayer.errors import BadInput
 from cutlayer.handshake import about
-from cutlayer.predict import Answering, Owner, Remote, load_into, predict
+from cutlayer.predict import Answering, Answers, Owner, Remote, classes, load_into, predict, write
 from cutlayer.recipes.recipe import make
 from cutlayer.run import parts_of
 from cutlayer.task import Task, accuracy
@@ -67,8 +67,6 @@ def test_an_ensemble_needs_a_head_and_classes(tmp_path, monkeypatch):
 
 
 def test_answers_are_classes_where_outputs_are_logits(tmp_path):
-    from cutlayer.predict import Answers, classes, write
-
     page = tmp_path / "answers.csv"
     logits = torch.tensor([[[0.0, 9.0], [1.0, 2.0], [0.5, 3.0]], [[4.0, 0.0], [0.0, 0.0], [5.0, 1.0]]])  # (N, C, T)
     write(Answers(logits, classes(Task(), logits)), page)
