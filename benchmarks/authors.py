@@ -3,7 +3,8 @@
 ResNet-110 on the first 10,000 images of CIFAR-10, lr 0.001, 6 rounds, full test set, bfloat16, one client. At the deep cut: as the text
 has it, with every step taken twice, with the head's first layer frozen, and both, as the published logs were made; at the shallow and the
 middle cut the server in 3 and 2 pieces with heads of their own. Conventional beside them, also with twice the lr at the client, and the
-server alone on a bottom as it was drawn: results/authors.jsonl. `--profile full`: all images and 50 rounds.
+server alone on a bottom as it was drawn: results/authors.jsonl. With `--out runs/decoupled` the four runs that are also cells of
+decoupled.py (the authors' code, one client) are not run twice. `--profile full`: all images and 50 rounds.
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         for cut, pieces in PIECES.items()
     },
 }
-SIZES: dict[str, dict[str, Any]] = {
+PROFILES: dict[str, dict[str, Any]] = {
     "small": {"num_train": 10_000, "rounds": 6, "evaluate_every": 3, "precision": "bfloat16"},
     "full": {"rounds": 50, "precision": "bfloat16"},
 }
@@ -37,13 +38,11 @@ TINY = {"data": "digits", "num_train": 64, "num_test": 32, "rounds": 1, "model":
 def cells(profile: str = "small") -> list[Cell]:
     """Return all cells."""
     return [
-        Cell({"profile": profile, "what": what}, "dsl-code-cifar10", {**SIZES[profile], **own}, what in FEW)
+        Cell({"profile": profile, "what": what}, "dsl-code-cifar10", {**PROFILES[profile], **own}, what in FEW)
         for what, own in CONFIGURATIONS.items()
     ]
 
 
 if __name__ == "__main__":
-    arguments = parser("authors", __doc__)
-    arguments.add_argument("--profile", choices=tuple(SIZES), default="small")
-    args = arguments.parse_args()
+    args = parser("authors", __doc__, profiles=PROFILES).parse_args()
     run("authors", cells(args.profile), args, TINY, "The authors' code")

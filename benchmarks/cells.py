@@ -1,10 +1,11 @@
 """The cells of a table: one run each, resumable, whose row is written when it is finished."""
 
 import argparse
+import importlib
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +32,14 @@ class Cell(NamedTuple):
         return ", ".join(str(value) for value in self.labels.values())
 
 
-def parser(name: str, about: str | None, seeds: str = "0") -> argparse.ArgumentParser:
-    """Return the arguments that all tables have."""
+def of(name: str) -> dict[str, list[Cell]]:
+    """Return the cells of a table by profile; a table without PROFILES has a small one alone."""
+    table = importlib.import_module(name)
+    return {profile: table.cells(profile) for profile in getattr(table, "PROFILES", ())} or {"small": table.cells()}
+
+
+def parser(name: str, about: str | None, seeds: str = "0", profiles: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """Return the arguments that all tables have, and the profile of those that have several, the first by default."""
     found = argparse.ArgumentParser(description=about)
     found.add_argument("--out", type=Path, default=Path("runs") / name, help="where runs are kept, to go on with")
     found.add_argument("--seeds", default=seeds)
@@ -55,7 +62,11 @@ def parser(name: str, about: str | None, seeds: str = "0") -> argparse.ArgumentP
         help="of every run instead of the cell's, where a processor has no bfloat16; rows tell it, and are compared within it",
     )
     found.add_argument("--list", action="store_true", help="print the cells and which of them are done, and run nothing")
-    found.add_argument("--tiny", action="store_true", help="seconds, a few cells on bundled data, to see that it works")
+    if names := list(profiles):
+        found.add_argument("--profile", choices=names, default=names[0])
+    found.add_argument(
+        "--tiny", action="store_true", help="seconds, a few cells on bundled data, one seed, no rows: to see that it works"
+    )
     return found
 
 
@@ -75,8 +86,12 @@ def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mappin
 
 def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mapping[str, Any], title: str) -> None:
     finished, chosen = list[Run](), [cell for cell in cells if matches(args.only, str(cell)) and (cell.tiny or not args.tiny)]
+    refused = 0
     if not chosen:
-        raise BadInput(f"--only {args.only!r} matches no cell; --list prints them")
+        flags = "--tiny --list" if args.tiny else "--list"
+        raise BadInput(
+            f"--only {args.only!r} matches no cell{' of the tiny profile' if args.tiny else ''}; {flags} prints them"
+        )
     if not all(re.fullmatch(r"\d+", seed.strip()) for seed in args.seeds.split(",")):
         raise BadInput(f"--seeds {args.seeds!r} are no numbers; give some like 0,1,2")
     deadline = None if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
@@ -95,6 +110,7 @@ def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Map
                 found, failure, complete = _run(recipe, args.out, left, f"seed {seed}, {cell}")
             except BadInput as error:  # shares that cannot be had, for instance
                 console.print(f"cannot be run: seed {seed}, {cell}: {error}")
+                refused += 1
                 continue
             for each in found:
                 finished.append(each._replace(label=str(cell)))
@@ -108,6 +124,8 @@ def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Map
             if not args.tiny and (found or isinstance(failure, RunFailed)):
                 told = _row(found[0]) if found else {"seed": seed, "failed": str(failure), "recipe": recipe.flat()}
                 rows.write(name, {**cell.labels, **told})
+    if refused and not finished:
+        raise BadInput("no cell could be run")
     if finished:
         console.print(f"report: {write(finished, args.out / 'report.html', title)}")
 

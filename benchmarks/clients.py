@@ -8,6 +8,7 @@ results/clients.jsonl.
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import tempfile
@@ -54,6 +55,8 @@ def main() -> None:
     for transport in args.transports.split(","):
         if transport not in ("inprocess", "mpi"):
             parser.error(f"--transports {transport}: take inprocess, mpi or both")
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", args.clients):
+        parser.error(f"--clients {args.clients}: take numbers like 1,2,5")
     precision = "float32" if args.tiny else args.precision
     data = ["--data-dir", args.data_dir] if args.data_dir else []
     for transport in ["inprocess"] if args.tiny else args.transports.split(","):

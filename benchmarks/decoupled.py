@@ -19,8 +19,10 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"model": "resnet110", "warmup_rounds": 1, "num_train": None},
     ),
 }
-SMALL = {"num_train": 10_000, "rounds": 6, "evaluate_every": 3, "precision": "bfloat16"}
-FULL = {"rounds": 50, "evaluate_every": 1, "precision": "bfloat16"}
+PROFILES: dict[str, dict[str, Any]] = {
+    "small": {"num_train": 10_000, "rounds": 6, "evaluate_every": 3, "precision": "bfloat16"},
+    "full": {"rounds": 50, "evaluate_every": 1, "precision": "bfloat16"},
+}
 LR = {("small", "strong"): {"lr": 0.02}}  # 110 layers do not start at 0.1 within 6 rounds of so few images
 HEAD = {"strong": {"auxiliary": "block", "reconstruction": "conv1x1"}}
 CUTS = ("shallow", "middle", "deep")
@@ -31,12 +33,17 @@ TINY = {
 
 def cells(profile: str = "small") -> list[Cell]:
     """Return all cells, one client and CIFAR-10 first."""
-    size = FULL if profile == "full" else SMALL
     found = []
     for data in ("cifar10", "cifar100"):
         for n in (1, 5, 10):
             for name, (base, own) in RECIPES.items():
-                both: dict[str, Any] = {"data": data, "num_clients": n, **own, **size, **LR.get((profile, name), {})}
+                both: dict[str, Any] = {
+                    "data": data,
+                    "num_clients": n,
+                    **own,
+                    **PROFILES[profile],
+                    **LR.get((profile, name), {}),
+                }
                 labels = {"profile": profile, "data": data, "clients": n, "recipe_of": name}
                 few = (data, n, name) == ("cifar10", 1, "strong")
                 vanilla = {"scheme": "vanilla", "hand_over": "shared", "method": "backprop", "cut": "shallow"}
@@ -54,7 +61,5 @@ def cells(profile: str = "small") -> list[Cell]:
 
 
 if __name__ == "__main__":
-    arguments = parser("decoupled", __doc__)
-    arguments.add_argument("--profile", choices=("small", "full"), default="small")
-    args = arguments.parse_args()
+    args = parser("decoupled", __doc__, profiles=PROFILES).parse_args()
     run("decoupled", cells(args.profile), args, TINY, "Decoupled split learning")

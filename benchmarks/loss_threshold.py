@@ -3,7 +3,8 @@
 VGG11, one client, 60 epochs on the first 2,500 images of CIFAR-10, 2,000 test images, bfloat16 arithmetic: conventional split learning
 with the floats it computes in, and with 8-bit ones; three thresholds, three seeds. The reduction is that of what crosses in training
 against the conventional run with its activations and gradients as float32 (the paper: 1.64 to 106.7 times); accuracies are paired by
-seed, and a difference whose 95 % interval contains -0.5 points is "not separated": results/loss_threshold.jsonl.
+seed, and a difference whose 95 % interval contains -0.5 points is "not separated": results/loss_threshold.jsonl. `--profile full` takes
+all 50,000 images.
 """
 
 from typing import Any
@@ -20,29 +21,25 @@ BASE: dict[str, Any] = {
     "data": "cifar10", "model": "vgg11", "cut": "shallow", "num_clients": 1, "lr": 0.05, "lr_schedule": "cosine",
     "evaluate_every": 20, "precision": "bfloat16", "num_test": 2_000, "num_threads": 1,
 }  # fmt: skip
+PROFILES = {"small": {"num_train": 2_500, "rounds": 60}, "full": {"num_train": 50_000, "rounds": 60}}
 FEW = ("conventional", "threshold 0.2")
 TINY = {
     "data": "digits", "num_train": 64, "num_test": 32, "rounds": 3, "warmup_rounds": 0, "model": "resnet8", "batch_size": 16,
 }  # fmt: skip
 
 
-def cells(num_train: int = 2_500, rounds: int = 60) -> list[Cell]:
+def cells(profile: str = "small") -> list[Cell]:
     """Return all cells."""
-    size = {"num_train": num_train, "rounds": rounds}
+    images, rounds = PROFILES[profile].values()
     return [
         Cell(
-            {"configuration": what, "images": num_train, "rounds": rounds},
-            "small-cifar10",
-            {**BASE, **size, **own},
-            what in FEW,
+            {"configuration": what, "images": images, "rounds": rounds}, "small-cifar10",
+            {**BASE, **PROFILES[profile], **own}, what in FEW,
         )
         for what, own in CONFIGURATIONS.items()
-    ]
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    arguments = parser("loss_threshold", __doc__, "0,1,2")
-    arguments.add_argument("--rounds", type=int, default=60)
-    arguments.add_argument("--num-train", type=int, default=2_500, help="training images, told in every row")
-    args = arguments.parse_args()
-    run("loss_threshold", cells(args.num_train, args.rounds), args, TINY, "Updating rarely")
+    args = parser("loss_threshold", __doc__, "0,1,2", PROFILES).parse_args()
+    run("loss_threshold", cells(args.profile), args, TINY, "Updating rarely")

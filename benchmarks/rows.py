@@ -37,10 +37,10 @@ def same(row: Mapping[str, Any], recipe: Mapping[str, Any], but: Set[str] = MACH
 
 
 def write(name: str, row: dict[str, Any]) -> None:
-    """Append a row to results/<name>.jsonl."""
+    """Append a row to results/<name>.jsonl; where it already says when its run began, commit and machine are those of then."""
     RESULTS.mkdir(exist_ok=True)
     command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     if "recipe" in row:  # where the data lay is nobody's business
         row = {**row, "recipe": {**row["recipe"], "data_dir": None}}
     with (RESULTS / f"{name}.jsonl").open("a") as file:
-        file.write(json.dumps({**row, "command": command, **provenance()}) + "\n")
+        file.write(json.dumps({"command": command, **provenance(), **row}) + "\n")

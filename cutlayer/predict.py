@@ -160,6 +160,10 @@ def predict(
         raise BadInput(f"{asked} needs an auxiliary head, and {weights} has none; train with a method that has one")
     if together and not owner.task.logits:
         raise BadInput("--ensemble adds log-probabilities, and this task is no classification; leave it out")
+    if together and server is None:
+        raise BadInput(
+            "--ensemble adds the head's answer to the whole network's, which --server gives; name it, or leave this out"
+        )
     source = owner.data.test
     if server is None:
         say(f"no server is named: {LOCAL}")

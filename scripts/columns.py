@@ -74,13 +74,13 @@ def crossing(row: Row) -> int:
 
 
 def saved(pairs: Sequence[Pair]) -> str:
-    """Return how many times fewer bytes cross than in the conventional run with its values as float32."""
+    """Return how many times fewer bytes cross than in the conventional run with its values as float32; nothing at another cut."""
 
     def float32(base: Row) -> int:
         labels = int(base["bytes"]["up"].get("labels", {}).get("payload", 0))
         return (2 if base["recipe"]["precision"] == "bfloat16" else 1) * (crossing(base) - labels) + labels
 
-    found = [float32(base) / crossing(row) for row, base in pairs if base]
+    found = [float32(base) / crossing(row) for row, base in pairs if base and base["recipe"]["cut"] == row["recipe"]["cut"]]
     return f"{mean(found):#.4g}" if found else ""
 
 

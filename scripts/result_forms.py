@@ -1,9 +1,8 @@
 """Forms of tables: what docs/results.md shows of the rows of a file."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 
-from cells import Cell, plateau, reached
+from cells import Cell, of, plateau, reached
 from columns import BYTES, Column, accuracy, peak, size
 from result_rows import Row, training_bytes
 from rows import labelled
@@ -11,18 +10,17 @@ from slperf import TARGETS, cells as slperf_cells
 
 from cutlayer.recipes import load
 
-MISSING = 12  # so many cells that were not run are named one by one
-
 
 def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> str:
     """Return a line for each cell: its labels, its columns over the seeds, and the lines of its rows; and what was not run."""
-    cells = importlib.import_module(name).cells()
+    small, *others = of(name).values()
+    cells = [*small, *(cell for mine in others if any(labelled(row, c.labels) for row in found for c in mine) for cell in mine)]
     heads = [*cells[0].labels, *columns, "rows"]
     lines, missing = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"], []
     for cell in cells:
         mine = {row["seed"]: (i, row) for i, row in enumerate(found, 1) if labelled(row, cell.labels)}
         if not mine:
-            missing.append(str(cell))
+            missing.append([str(value) for value in cell.labels.values()])
             continue
         done = [(row, conventional(row, cell, found)) for _, row in mine.values() if "failed" not in row]
         failed = next((row["failed"].partition(";")[0] for _, row in mine.values() if "failed" in row), "")
@@ -38,12 +36,18 @@ def line(number: int, row: Row, cell: Cell) -> str:
     return f"L{number}" if own in (None, load(cell.base, **cell.fields).precision) else f"L{number} in {own}"
 
 
-def absent(name: str, missing: Sequence[str], wanted: int) -> str:
-    """Return what is said of cells without rows."""
+def absent(name: str, missing: Sequence[Sequence[str]], wanted: int) -> str:
+    """Return what is said of cells without rows, together where they differ in their last label alone, or in all others."""
     if not missing:
         return ""
-    rest = f" ({'; '.join(missing)})" if len(missing) <= MISSING else ""
-    return f"\n\nNot run: {len(missing)} of {wanted} cells{rest}; `python benchmarks/{name}.py` runs them."
+    last: dict[str, list[str]] = {}
+    for *most, one in missing:
+        last.setdefault(", ".join(most), []).append(one)
+    where: dict[str, list[str]] = {}
+    for most, ones in last.items():
+        where.setdefault("; ".join(ones), []).append(most)
+    lines = "".join("\n- " + ": ".join(filter(None, ("; ".join(most), ones))) for ones, most in where.items())
+    return f"\n\nNot run: {len(missing)} of {wanted} cells; `python benchmarks/{name}.py` runs them.\n{lines}"
 
 
 def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
@@ -89,7 +93,7 @@ def slperf(found: Sequence[Row]) -> str:
         row = next((row for row in there if "failed" not in row), None)
         costs = f"{BYTES['up / down']([(row, None)])} | {row['seconds_total']:.0f}" if row else " | "
         lines.append(f"| {task} | {what} | {' | '.join(values)} | {costs} |")
-    missing = [", ".join(cell) for cell in cells if cell not in newest]
+    missing = [cell for cell in cells if cell not in newest]
     aims = ", ".join(f"{task} {100 * level:.0f} %" for task, level in TARGETS.items())
     return "\n".join(lines) + f"\n\nTargets: {aims}." + absent("slperf", missing, len(cells))
 

@@ -18,6 +18,10 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("r
 TABLES = [name for name in NAMES if "def cells(" in (FOLDER / f"{name}.py").read_text()]
 
 
+def every_cell(name):
+    return [cell for cells in importlib.import_module("cells").of(name).values() for cell in cells]
+
+
 def results():
     return {path: path.read_bytes() for path in (FOLDER / "results").glob("*")}
 
@@ -50,7 +54,7 @@ def test_tiny_profile_of_a_table(name, tmp_path, monkeypatch, capsys, no_figures
 @pytest.mark.parametrize("name", TABLES)
 def test_every_cell_of_a_table_is_a_recipe_of_its_own(name, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    cells = importlib.import_module(name).cells()
+    cells = every_cell(name)
     assert len({str(cell) for cell in cells}) == len(cells)
     digests = [load(cell.base, **cell.fields).digest() for cell in cells]
     assert len(set(digests)) == len(digests)
@@ -80,13 +84,16 @@ def test_a_row_is_found_by_its_labels_and_seed(monkeypatch, tmp_path):
     assert rows.written("x", {"data_dir": None, "lr": 0.1}, what="a", seed=1)
     assert "secret" not in (tmp_path / "x.jsonl").read_text()
     assert torch.__version__ in (tmp_path / "x.jsonl").read_text()
+    rows.write("x", {"what": "a run that began earlier", "commit": "abc", "machine": {"processor": "then"}})
+    assert rows.read("x")[-1]["commit"] == "abc"
+    assert rows.read("x")[-1]["machine"] == {"processor": "then"}
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_are_of_the_cells_as_they_are_now(name, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     rows = importlib.import_module("rows")
-    cells = importlib.import_module(name).cells()
+    cells = every_cell(name)
     for number, row in enumerate(rows.read(name), 1):
         cell = next((cell for cell in cells if rows.labelled(row, cell.labels)), None)
         assert cell, f"{name} L{number} is of no cell"
@@ -109,6 +116,30 @@ def test_what_no_table_can_run_is_one_line(flags, said, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["heads.py", "--tiny", "--out", str(tmp_path), *flags])
     with pytest.raises(SystemExit, match=said):
         runpy.run_path(str(FOLDER / "heads.py"), run_name="__main__")
+
+
+def test_a_table_of_which_nothing_can_be_run_fails(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["parity.py", "--data-dir", str(tmp_path / "none"), "--out", str(tmp_path), "--only", "42, all", "--seeds", "9"],
+    )
+    with pytest.raises(SystemExit, match="no cell could be run"):
+        runpy.run_path(str(FOLDER / "parity.py"), run_name="__main__")
+
+
+def test_bytes_are_compared_at_one_cut(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    columns = importlib.import_module("columns")
+
+    def run(cut, smashed, cut_grad):
+        sent = {"up": {"smashed": {"payload": smashed}, "labels": {"payload": 8}}, "down": {"cut_grad": {"payload": cut_grad}}}
+        return {"recipe": {"cut": cut, "precision": "bfloat16"}, "bytes": sent}
+
+    base = run("shallow", 1000, 1000)
+    assert columns.saved([(run("shallow", 500, 0), base)]) == "7.890"
+    assert columns.saved([(run("deep", 500, 0), base)]) == ""
 
 
 def test_a_row_in_other_arithmetic_is_its_cells_says_so_and_is_compared_within_it(monkeypatch):

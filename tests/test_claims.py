@@ -36,10 +36,9 @@ def test_the_command_of_a_benchmark_parses(command, monkeypatch):
         assert all(f'"{word}"' in source for word in words if word.startswith("--"))
         return
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    args = importlib.import_module("cells").parser(name, "").parse_args(words)
-    matches = importlib.import_module("cells").matches
-    cells = [cell for cell in importlib.import_module(name).cells() if matches(args.only, str(cell))]
-    assert cells, f"--only {args.only} matches no cell"
+    found = importlib.import_module("cells")
+    args = found.parser(name, "", profiles=found.of(name)).parse_args(words)
+    assert any(found.matches(args.only, str(cell)) for cell in found.of(name)[args.profile]), f"{args.only} matches no cell"
 
 
 @pytest.mark.parametrize("command", TESTS)

@@ -93,7 +93,13 @@ def test_commands_of_the_pages_are_understood(words):
     if verb in ("list", "report"):
         return
     if verb in ("serve", "join", "predict", "certs"):
-        understood = functools.wraps(getattr(cli_network, verb))(lambda *args, **flags: True)
+
+        def recipe(name, /, *folder, fields=None, predict=verb == "predict", **flags):
+            transport = {} if predict else {"transport": "grpc"}
+            kept = {field: value for field, value in given(fields).items() if field != "data"} if fields else {}
+            return verb == "certs" or load(name, **kept, **transport)
+
+        understood = functools.wraps(getattr(cli_network, verb))(recipe)
         assert tyro.cli(understood, args=[word for i, word in enumerate(rest) if word != "..." or rest[i - 1].startswith("--")])
         return
     assert verb in ("run", "compare", "show")

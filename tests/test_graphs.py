@@ -11,7 +11,7 @@ from cutlayer.data import Data
 from cutlayer.data.graphs import COLLECTION, Graphs
 from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
-from cutlayer.models.gin import GIN
+from cutlayer.models.gin import GIN, Graph
 from cutlayer.recipes.recipe import make, method_class, options_of
 from cutlayer.streams import stream
 from cutlayer.task import Task
@@ -83,13 +83,44 @@ def test_T13_1_u_shaped_the_readout_stays_with_the_labels():
     assert "labels" not in u_shaped.summary["bytes"]["up"]
 
 
+def moved(batch, generator):
+    """The same graphs, their nodes in another order, and the row where each node went."""
+    orders, edges = [], []
+    firsts = batch.inputs["nodes"].cumsum(0) - batch.inputs["nodes"]
+    ends = batch.inputs["edges"].split(batch.inputs["edge_counts"].tolist())
+    for first, nodes, mine in zip(firsts.tolist(), batch.inputs["nodes"].tolist(), ends, strict=True):
+        order = torch.randperm(nodes, generator=generator)
+        orders.append(first + order)
+        edges.append(order.argsort()[mine])
+    order = torch.cat(orders)
+    return batch.x[order], {**batch.inputs, "edges": torch.cat(edges)}, order
+
+
 def test_T13_2_the_order_of_nodes_changes_nothing():
-    net = model().eval()
-    batch = graphs().batch(torch.tensor([4]), None)
-    order = torch.randperm(len(batch.x), generator=stream(0, "order"))
-    where = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-    moved = {**batch.inputs, "edges": where[batch.inputs["edges"]]}
-    assert torch.allclose(net(batch.x[order], **moved), whole(net, batch), atol=1e-6)
+    net, batch = model().eval(), graphs().batch(torch.arange(16), None)
+    x, inputs, order = moved(batch, stream(0, "order"))
+    assert not torch.equal(x, batch.x)
+    graph = Graph(batch.inputs["nodes"])
+    h = torch.randn(len(batch.x), 8, generator=stream(0, "h"))
+    assert torch.allclose(graph.pool(h[order]), graph.pool(h), atol=1e-6)
+    assert torch.allclose(net(x, **inputs), whole(net, batch), atol=1e-6)
+
+
+def test_a_graph_is_the_formula_of_the_paper_on_its_adjacency_matrix():
+    """h' = ReLU(BN(MLP(h + A h))); the scores of all layers' sums over nodes, added up."""
+    net, source = model().eval(), graphs()
+    net.double()
+    for i in range(16):
+        batch = source.batch(torch.tensor([i]), None)
+        h = batch.x.double()
+        adjacency = torch.zeros(len(h), len(h), dtype=torch.float64)
+        adjacency[batch.inputs["edges"][:, 0], batch.inputs["edges"][:, 1]] = 1
+        layers = [h.sum(0)]
+        for convolution in net.convolutions.values():
+            h = torch.relu(convolution.norm(convolution.mlp(h + adjacency @ h)))
+            layers.append(h.sum(0))
+        scores = sum(linear(layer) for linear, layer in zip(net.readout.linears, layers, strict=True))
+        assert torch.allclose(net(batch.x.double(), **batch.inputs)[0], scores, atol=1e-9)
 
 
 def test_T13_3_the_loss_of_a_batch_is_the_mean_of_its_graphs():

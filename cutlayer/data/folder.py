@@ -107,10 +107,12 @@ def image_folder(name: str, data_dir: str | None, augment: bool) -> Data:
 
     Raises BadInput if a split is missing or empty, or if the splits have other classes.
     """
-    root = next((folder for folder in folders(data_dir) if (folder / "train").is_dir()), None)
+    searched = folders(data_dir)
+    root = next((folder for folder in searched if (folder / "train").is_dir()), None)
     if root is None:
         raise BadInput(
-            f"data = {name!r}: {data_dir or 'the data folder'} has no train/; name a folder with train/CLASS/*.jpg and val/CLASS/*.jpg"
+            f"data = {name!r}: there is no train/ in {' or '.join(map(str, searched))}; "
+            "name a folder with train/CLASS/*.jpg and val/CLASS/*.jpg with --data-dir or CUTLAYER_DATA"
         )
     held = next((root / split for split in ("val", "test") if (root / split).is_dir()), None)
     if held is None:

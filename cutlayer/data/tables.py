@@ -1,5 +1,7 @@
 """Tables: the sets that come with scikit-learn, real data without a download, and UCI Adult."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -7,6 +9,15 @@ from ..errors import BadInput
 from .files import needed, reading, release_of
 from .sources import Data, Tensors
 
+NUMBERS = (
+    0,
+    2,
+    4,
+    10,
+    11,
+    12,
+)  # of Adult's 14 attributes: age, fnlwgt, education-num, capital-gain, capital-loss, hours-per-week
+CLASSES = ("<=50K", ">50K")
 SPLIT_SEED = 0  # the split is part of the data set: it does not follow a run's seed
 
 
@@ -36,26 +47,34 @@ def breast_cancer(name: str, data_dir: str | None, augment: bool) -> Data:
 def adult(name: str, data_dir: str | None, augment: bool) -> Data:
     """Return UCI Adult as vectors: numbers standardised by the training part, categories one-hot ("?" is one), official split.
 
-    Raises BadInput if a file is missing or damaged.
+    Raises BadInput that names the line if a file is missing or damaged.
     """
     parts = []
     for file in ("adult/adult.data", "adult/adult.test"):
         path = needed(data_dir, file)
         with reading(path):
-            lines = [line.rstrip(".").split(", ") for line in path.read_text().splitlines() if line and line[0] != "|"]
+            rows = [_adult(path, i, line) for i, line in enumerate(path.read_text().splitlines(), 1) if line and line[0] != "|"]
             release = release_of(path)
-            parts.append(([line[:-1] for line in lines], np.array([line[-1] == ">50K" for line in lines]).astype(np.int64)))
-            columns = [list(column) for column in zip(*parts[-1][0], strict=True)]
-            if len(columns) != 14:
-                raise BadInput(f"{path} has {len(columns)} attributes, not 14; get the file again")
+        parts.append(([row for row, _ in rows], np.array([label for _, label in rows], dtype=np.int64)))
     x, test_x = _columns(parts[0][0], parts[1][0])
     return _data(name, (x, test_x, parts[0][1], parts[1][1]), 2, (0.0,), (1.0,), 4.0, low=-4.0, release=release)
 
 
+def _adult(path: Path, number: int, line: str) -> tuple[list[str], int]:
+    """Return a line's attributes and its class."""
+    *attributes, label = line.rstrip(".").split(", ")
+    if len(attributes) != 14 or label not in CLASSES:
+        raise BadInput(f"{path}, line {number} is not 14 attributes and one of {', '.join(CLASSES)}; get the file again")
+    wrong = next((attributes[i] for i in NUMBERS if not attributes[i].lstrip("-").isdigit()), None)
+    if wrong is not None:
+        raise BadInput(f"{path}, line {number}: {wrong!r} is no number; get the file again")
+    return attributes, CLASSES.index(label)
+
+
 def _columns(train: list[list[str]], test: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
     both: list[list[np.ndarray]] = [[], []]
-    for mine, theirs in zip(zip(*train, strict=True), zip(*test, strict=True), strict=True):
-        if all(value.lstrip("-").isdigit() for value in mine):
+    for i, (mine, theirs) in enumerate(zip(zip(*train, strict=True), zip(*test, strict=True), strict=True)):
+        if i in NUMBERS:
             numbers = np.array(mine, dtype=np.float64)
             for into, column in zip(both, (mine, theirs), strict=True):
                 into.append(((np.array(column, dtype=np.float64) - numbers.mean()) / numbers.std())[:, None])

@@ -4,12 +4,13 @@ import csv
 import gzip
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..errors import BadInput
 from .files import needed, reading, release_of
 from .sources import Data, Tensors
 
@@ -26,14 +27,14 @@ def sentences(name: str, data_dir: str | None, augment: bool) -> Data:
     """Return SST-2 or AG News as word numbers (n, 64) int64: 0 padding, 1 unknown, then the training words by frequency.
 
     Words are lower-cased runs of letters, digits or apostrophes, or single other signs; the 7,998 most frequent of the training part
-    have a number, ties by the alphabet. Raises BadInput if a file is missing or damaged.
+    have a number, ties by the alphabet. Raises BadInput that names the line if a file is missing or damaged.
     """
     classes = list(NEWS) if name == "agnews" else ["0", "1"]
     splits, release = [], ""
     for file in FILES[name]:
         path = needed(data_dir, file)
         with reading(path):
-            texts, labels = zip(*_rows(path, header=name == "sst2"), strict=True)
+            texts, labels = zip(*_rows(path, classes, header=name == "sst2"), strict=True)
             splits.append((texts, torch.tensor([classes.index(label) for label in labels])))
         release = release or release_of(path)
     counts = Counter(word for text in splits[0][0] for word in words(text))
@@ -58,10 +59,15 @@ def _numbers(found: Iterable[str], number: dict[str, int]) -> Tensor:
     return row
 
 
-def _rows(path: Path, header: bool) -> list[tuple[str, str]]:
+def _rows(path: Path, classes: Sequence[str], header: bool) -> list[tuple[str, str]]:
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [(text, label) for text, label in rows[1 if header else 0 :]]
+    found = []
+    for number, row in enumerate(rows[header:], 1 + header):
+        if len(row) != 2 or row[1] not in classes:
+            raise BadInput(f"{path}, line {number} is not a text, a tab and one of {', '.join(classes)}; get the file again")
+        found.append((row[0], row[1]))
+    return found
 
 
 def shakespeare(name: str, data_dir: str | None, augment: bool) -> Data:
@@ -74,6 +80,10 @@ def shakespeare(name: str, data_dir: str | None, augment: bool) -> Data:
         text = path.read_text(encoding="ascii")
         rank = {character: i for i, character in enumerate(sorted(set(text)), 1)}
         numbers = torch.tensor([rank[character] for character in text])
+    if len(numbers) < 10 * (LENGTH + 1):  # a tenth is held out
+        raise BadInput(
+            f"{path} has {len(numbers)} characters, and training and test need {10 * (LENGTH + 1)}; get the file again"
+        )
     cut = int(0.9 * len(numbers))
     held_out, train = (_pieces(part, len(rank) + 1) for part in (numbers[cut:], numbers[:cut]))
     train.held_out = held_out
