@@ -1,8 +1,8 @@
 """What crossing processes costs: an epoch of ResNet-20, shallow cut, in process, over MPI with 2 ranks, and over gRPC with mutual TLS.
 
-10,000 images of CIFAR-10, bfloat16, batches of 128, one client, conventional and decoupled. In process both sides take turns with both
-cores; as processes each side has one core's thread, and a decoupled client computes while the server does. Seconds are those between
-the ends of the first and the second round, each with an evaluation of 500 images: results/epoch.jsonl.
+10,000 images of CIFAR-10, bfloat16, batches of 128, one client, conventional and decoupled with `mlp`. In process both sides take turns
+with both cores; as processes each side has one core's thread, and a decoupled client computes while the server does. Seconds are those
+between the ends of the first and the second round, each with an evaluation of 500 images: results/epoch.jsonl.
 """
 
 import argparse
@@ -67,20 +67,23 @@ def run(transport: str, words: list[str], folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each in all; those that have rows are not run again")
     parser.add_argument("--data-dir")
-    parser.add_argument("--tiny", action="store_true", help="decoupled on digits, once, without rows")
+    parser.add_argument("--tiny", action="store_true", help="decoupled on digits, once, without rows, whatever --repeats says")
     args = parser.parse_args()
     for repeat in range(1 if args.tiny else args.repeats):
         for scheme, own in list(SCHEMES.items())[-1 if args.tiny else 0 :]:
             for transport in ("inprocess", "mpi", "grpc"):
+                cell = {"scheme": scheme, "transport": transport, "repeat": repeat, "options": own}
+                if not args.tiny and rows.written("epoch", **cell):
+                    continue
                 words = ["demo" if args.tiny else "small-cifar10", *own, "--num-clients", "1", *(TINY if args.tiny else SIZE)]
                 words += ["--diagnose-every", "0"] + (["--data-dir", args.data_dir] if args.data_dir else [])
                 with tempfile.TemporaryDirectory() as folder:
                     seconds = run(transport, words, Path(folder))
                 Console().print(f"{scheme}, {transport}: {seconds:.2f} s")
                 if not args.tiny:
-                    rows.write("epoch", {"scheme": scheme, "transport": transport, "repeat": repeat, "seconds": seconds})
+                    rows.write("epoch", {**cell, "seconds": seconds})
 
 
 if __name__ == "__main__":

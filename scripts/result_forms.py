@@ -125,6 +125,19 @@ def clients(found: Sequence[Row]) -> str:
     return "\n".join(lines) + f"\n\nIn {arithmetic}. The accuracy is that of one process in {sum(same)} of {len(same)} cells."
 
 
+def graphs(found: Sequence[Row]) -> str:
+    """Return seconds a round of every scheme on every graph set in one process and under MPI, and whether accuracies are the same."""
+    newest = {(row["set"], row["scheme"], row["transport"]): row for row in found}
+    pairs = {key[:2]: [newest.get((*key[:2], transport)) for transport in ("inprocess", "mpi")] for key in newest}
+    schemes = list(dict.fromkeys(scheme for _, scheme in pairs))
+    lines = ["| s a round, in one process / MPI | " + " | ".join(schemes) + " |", "|---" * (len(schemes) + 1) + "|"]
+    for name in dict.fromkeys(name for name, _ in pairs):
+        shown = [[f"{row['seconds']:.2f}" if row else "not run" for row in pairs.get((name, s), [None] * 2)] for s in schemes]
+        lines.append(f"| {name} | " + " | ".join(map(" / ".join, shown)) + " |")
+    same = [one["accuracy"] == mpi["accuracy"] for one, mpi in pairs.values() if one and mpi]
+    return "\n".join(lines) + f"\n\nThe accuracy under MPI is that of one process in {sum(same)} of {len(same)} cells."
+
+
 def larger(found: Sequence[Row]) -> str:
     """Return what an epoch of ImageNet costs at each cut."""
     lines = ["| cut | method | up / down an epoch | peak at client / server, batch | s a batch here |", "|---" * 5 + "|"]

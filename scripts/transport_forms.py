@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
+from epoch import SCHEMES as EPOCH
 from result_rows import Row
 
 
@@ -50,7 +51,8 @@ def throughput(found: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def epoch(found: Sequence[Row]) -> str:
+def epoch(rows: Sequence[Row]) -> str:
+    found = [row for row in rows if row.get("options") == EPOCH[row["scheme"]]]
     transports = list(dict.fromkeys(row["transport"] for row in found))
     lines = ["| seconds an epoch | " + " | ".join(transports) + " |", "|---" * (len(transports) + 1) + "|"]
     for scheme in dict.fromkeys(row["scheme"] for row in found):

@@ -21,8 +21,28 @@ SCHEDULES = {"relay": {"schedule": "relay"}, "copies": {"schedule": "parallel", 
 OPTIONS = {"auxiliary_loss": {"auxiliary": "mlp", "auxiliary_width": 8}, "loss_threshold": {"threshold": 10.0}}
 
 
-def cases():
-    """Return every legal recipe of method x schedule x (labels shared | kept), by name, and some with codecs and options."""
+GRAPHS = {"data": "mutag", "model": "gin", "cut": "middle", "optimizer": "adam", "lr": 0.01}
+WORDS = {"data": "agnews", "model": "transformer", "cut": "shallow", "optimizer": "adam", "lr": 0.001}
+REAL = {  # what is beside the activations crosses too: sizes and edges of graphs, masks of sentences
+    "graphs": {**GRAPHS, "scheme": "splitfed_v1"},
+    "graphs-pooled": {**GRAPHS, "scheme": "vanilla", "cut": "readout"},
+    "graphs-tail": {**GRAPHS, "scheme": "u_shaped", "tail": "readout"},
+    "graphs-decoupled": {**GRAPHS, "scheme": "dsl_fed", "auxiliary": "block"},
+    "text": {**WORDS, "scheme": "splitfed_v1"},
+    "text-decoupled": {**WORDS, "scheme": "dsl_fed", "auxiliary": "block"},
+}
+
+
+def there(data, real):
+    """Return whether a folder of real data sets has this one."""
+    return (Path(real) / ("tudataset" if data == "mutag" else data)).is_dir()
+
+
+def cases(real=None):
+    """Return every legal recipe of method x schedule x (labels shared | kept), by name, and some with codecs and options.
+
+    With the folder of the real data sets also those of REAL.
+    """
     found = {}
     for method in METHODS:
         cut = {"cut": "none"} if getattr(method_class(method), "uncut", False) else {}
@@ -39,6 +59,7 @@ def cases():
         "top-k": {"scheme": "splitfed_v1", "codec": "smashed=random_top_k@0.2,weights=uniform8"},
         "local-norm": {"scheme": "splitfed_v1", "batch_norm": "local", "checkpoint_every": 1},
     }
+    more |= {name: {**fields, "data_dir": real} for name, fields in REAL.items() if real and there(fields["data"], real)}
     return found | {name: make({**BASE, **fields}) for name, fields in more.items()}
 
 
@@ -71,13 +92,13 @@ def over_grpc(recipe, out, names=(), tls=None, watch=lambda serving: None, **how
     return result, serving
 
 
-def main(out):
+def main(out, real=None):
     from cutlayer import cluster, figures
 
     figures.draw = lambda groups, metric: []
-    for name, recipe in cases().items():
+    for name, recipe in cases(real).items():
         cluster.run(make({**recipe.flat(), "transport": "mpi"}), out / name)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

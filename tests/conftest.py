@@ -17,11 +17,17 @@ from cutlayer.streams import stream
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def real_data():
+    """Return the folder of the real data sets, or None."""
+    found = os.environ.get("CUTLAYER_DATA") or str(ROOT.parent / "shared" / "data")
+    return found if Path(found).is_dir() else None
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder of the real data sets; tests that need it are skipped without it."""
-    found = os.environ.get("CUTLAYER_DATA") or ROOT.parent / "shared" / "data"
-    if not Path(found).is_dir():
+    found = real_data()
+    if found is None:
         pytest.skip("no real data: set CUTLAYER_DATA to the folder that holds cifar10/, mnist/, ...")
     return Path(found)
 

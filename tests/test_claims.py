@@ -6,12 +6,14 @@ import shlex
 
 import pytest
 from conftest import ROOT
+from test_docs import understood
 
 PAGE = (ROOT / "docs" / "claims.md").read_text()
 CLAIMS = re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:]
 VERDICTS = ("**Holds**", "**Holds when**", "**Not found**", "**Not testable here**", "**Not measured yet**")
 QUOTED = [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", PAGE)]
 BENCHMARKS = sorted({words for words in QUOTED if words.startswith("python benchmarks/")})
+COMMANDS = sorted({words for words in QUOTED if words.startswith("cutlayer run ")})
 TESTS = sorted({words for words in QUOTED if words.startswith("python -m pytest ")})
 
 
@@ -45,8 +47,21 @@ def test_the_command_of_a_benchmark_parses(command, monkeypatch):
 def test_the_command_of_a_test_names_tests_that_are_there(command):
     words = shlex.split(command)[3:]
     source = (ROOT / words[0]).read_text()
-    if "-k" in words:
-        assert words[words.index("-k") + 1].lower() in source.lower()
+    names = re.findall(r"def (test_\w+)", source)
+    assert "-k" not in words or any(words[words.index("-k") + 1].lower() in name.lower() for name in names)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_of_a_run_is_understood(command):
+    understood(shlex.split(command))
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.partition(".")[0])
+def test_a_claim_names_the_results_of_its_commands(claim):
+    words = " ".join(claim.split())
+    assert set(re.findall(r"`python benchmarks/(\w+)\.py", words)) == set(
+        re.findall(r"`benchmarks/results/(\w+)\.jsonl`", words)
+    )
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`(benchmarks/results/[^`]+)`", PAGE))))

@@ -87,6 +87,11 @@ def commands():
 
 @pytest.mark.parametrize("words", list(commands()))
 def test_commands_of_the_pages_are_understood(words):
+    understood(words)
+
+
+def understood(words):
+    """Assert that the command line and the recipe take these words."""
     import tyro
 
     verb, *rest = words[1:]
@@ -99,8 +104,8 @@ def test_commands_of_the_pages_are_understood(words):
             kept = {field: value for field, value in given(fields).items() if field != "data"} if fields else {}
             return verb == "certs" or load(name, **kept, **transport)
 
-        understood = functools.wraps(getattr(cli_network, verb))(recipe)
-        assert tyro.cli(understood, args=[word for i, word in enumerate(rest) if word != "..." or rest[i - 1].startswith("--")])
+        taken = functools.wraps(getattr(cli_network, verb))(recipe)
+        assert tyro.cli(taken, args=[word for i, word in enumerate(rest) if word != "..." or rest[i - 1].startswith("--")])
         return
     assert verb in ("run", "compare", "show")
     name, *flags = rest

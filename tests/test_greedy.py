@@ -7,6 +7,8 @@ import torch
 from conftest import equal
 from torch import nn
 
+import cutlayer as cl
+from cutlayer.data import Tensors
 from cutlayer.errors import BadInput
 from cutlayer.greedy import freeze_first
 from cutlayer.recipes import load
@@ -83,6 +85,23 @@ def test_a_server_in_pieces_holds_less_than_one_module():
         return peaks[1] - peaks[0]
 
     assert held(server_cuts="stage2.block1") < 0.8 * held()
+
+
+def test_pieces_of_resnet110_save_more_the_shallower_the_cut():
+    """The authors' pieces, batches of 16: weights, gradients, momentum and what is kept for backward at the server."""
+
+    def held(at, pieces):
+        torch.manual_seed(0)
+        train = Tensors(torch.randn(16, 3, 32, 32), torch.arange(16) % 10, 10)
+        train.held_out = Tensors(torch.randn(4, 3, 32, 32), torch.arange(4), 10)
+        how = {"auxiliary": "mlp", "rounds": 1, "batch_size": 16, "lr": 0.001, "num_threads": 1, "server_cuts": pieces}
+        result = cl.run(cl.cut(cl.models.resnet110(10), at), cl.partition.iid(train, num_clients=1), scheme="dsl", **how)
+        return result.summary["peak_memory_bytes"]["server"]
+
+    shallow = held("shallow", "stage2.block9,stage3.block6") / held("shallow", "")
+    middle = held("middle", "stage3.block1") / held("middle", "")
+    assert shallow == pytest.approx(0.68, abs=0.01)
+    assert middle == pytest.approx(0.81, abs=0.01)
 
 
 def test_stopping_at_every_mark_gives_the_same_bits(tmp_path):
