@@ -16,11 +16,14 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 ALIGNED = {"auxiliary": "block", "align_rounds": 2, "align_epochs": 10, "memory_size": 512, "align_batch": 256}
 BLOCK = {"auxiliary": "block", **PLAIN}
+FLOAT8 = {"smashed": "float8", "cut_grad": "float8"}
 LITE = {"auxiliary": "lite", **RECONSTRUCTED}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "fedavg": {"scheme": "fedavg", "cut": "none"},
     "splitfed_v1": {"scheme": "splitfed_v1"},
     "splitfed_v2": {"scheme": "splitfed_v2"},
+    "splitfed_v1, float8": {"scheme": "splitfed_v1", "codec": FLOAT8},
+    "splitfed_v2, float8": {"scheme": "splitfed_v2", "codec": FLOAT8},
     "cse_fsl": {"scheme": "cse_fsl", **BLOCK},
     "fsl_sage": {"scheme": "fsl_sage", **ALIGNED},
     "fsl_sage, aligned eightfold": {"scheme": "fsl_sage", **ALIGNED, "align_rounds": 1, "align_epochs": 20, "align_batch": 128},

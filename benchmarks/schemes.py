@@ -28,17 +28,20 @@ TINY = {
 }  # fmt: skip
 
 
-def cell(partition: str, name: str) -> Cell:
-    """Return the cell of a scheme on a partition."""
+def cell(partition: str, name: str, more: str = "", **changed: Any) -> Cell:
+    """Return the cell of a scheme on a partition, or with fields changed and more said of it."""
     fields: dict[str, Any] = {"num_clients": 5, "partition": partition, "alpha": 0.5, **SCHEMES[name].fields, "scheme": name}
     own = options_for(with_scheme(fields))
     fields |= {k: v for k, v in HEAD.items() if k in own} | OWN.get(name, {}) | CLOCK
-    return Cell({"scheme": name, "partition": partition}, "small-cifar10", fields, (name, partition) in FEW)
+    return Cell(
+        {"scheme": name + more, "partition": partition}, "small-cifar10", fields | changed, (name + more, partition) in FEW
+    )
 
 
 def cells() -> list[Cell]:
     """Return all cells."""
-    return [cell(partition, name) for partition in ("iid", "dirichlet") for name in SCHEMES]
+    found = [cell(partition, name) for partition in ("iid", "dirichlet") for name in SCHEMES]
+    return [*found, cell("iid", "dni", ", told every gradient", true_every=1)]
 
 
 if __name__ == "__main__":

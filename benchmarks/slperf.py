@@ -46,6 +46,8 @@ OFTEN: dict[str, dict[str, Any]] = {
     "splitfed_v1, 1 batch, equal shares, group norm, 36 rounds": {
         **EQUAL, **GROUP, "scheme": "splitfed_v1", "sync_every": "1 batch", "rounds": 36,
     },
+    "vanilla, equal shares, group norm": {**EQUAL, **GROUP, "scheme": "vanilla"},
+    "splitfed_v1, 1 round, equal shares, group norm": {**EQUAL, **GROUP, "scheme": "splitfed_v1"},
     "splitfed_v1, 5 batches, equal shares, group norm": {**EQUAL, **GROUP, "scheme": "splitfed_v1", "sync_every": "5 batches"},
 }  # fmt: skip
 PERIODS = ("1 batch", "5 batches", "25 batches", "1 round", "5 rounds", "never")
