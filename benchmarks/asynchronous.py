@@ -1,8 +1,8 @@
 """Loss-based asynchronous training over models and clients (arXiv 2107.09786): what thresholds save in bytes and client computation.
 
 VGG11, VGG13 and ResNet-18 (at a quarter of its width: a step of the whole takes 6 s on 2 cores), 1, 5 and 10 clients, the first 10,000
-images of CIFAR-10, 2,000 test images, 10 rounds, bfloat16, lr 0.05 (VGG13: 0.01); the conventional run beside three thresholds with 8-bit floats:
-results/asynchronous.jsonl. One client of VGG11 over 60 epochs and three seeds is benchmarks/loss_threshold.py.
+images of CIFAR-10, 2,000 test images, 10 rounds, bfloat16, lr 0.05 (VGG13: 0.01); the conventional run beside three thresholds with 8-bit
+floats: results/asynchronous.jsonl. One client of VGG11 over 60 epochs and three seeds is benchmarks/loss_threshold.py.
 """
 
 from typing import Any
