@@ -12,6 +12,7 @@ from result_rows import client_share, finished
 
 # isort: split
 from choices import REBUILT  # where they are is known from result_rows on
+from columns import saved
 from slperf import PERIODS
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
@@ -164,19 +165,48 @@ def clients(figure: Figure) -> bool:
 
 
 def curves(figure: Figure, recipe: str) -> bool:
-    """Accuracy after every round, conventional and decoupled at three cuts, a panel for each data set and number of clients."""
-    found = [row for row in finished("decoupled") if row["recipe_of"] == recipe]
+    """Accuracy of the small profile after every round, at three cuts, a panel for each data set and number of clients."""
+    found = [row for row in finished("decoupled") if (row["profile"], row["recipe_of"]) == ("small", recipe)]
     sets, numbers = (list(dict.fromkeys(row[key] for row in found)) for key in ("data", "clients"))
     panels = figure.subplots(len(sets), len(numbers), sharex=True, sharey="row", squeeze=False) if found else []
     for along, data in zip(panels, sets, strict=True):
         for ax, n in zip(along, numbers, strict=True):
-            for row in (row for row in found if (row["data"], row["clients"]) == (data, n)):
+            mine = [row for row in found if (row["data"], row["clients"]) == (data, n)]
+            if not mine:
+                ax.set_axis_off()
+                continue
+            for row in mine:
                 seen = [(r, 100 * a) for r, a in enumerate(row["curve"], 1) if a is not None]
                 ax.plot(*zip(*seen, strict=True), "k--" if row["what"] == "conventional" else "-", label=row["what"])
             ax.set_title(f"{data}, {n} client{'s' if n > 1 else ''}", fontsize=9)
             ax.set(xlabel="round" if data == sets[-1] else "", ylabel="accuracy, %" if n == numbers[0] else "")
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.legend(fontsize=7)
+    return bool(found)
+
+
+def asynchronous(figure: Figure) -> bool:
+    """What a threshold costs in accuracy against how many times fewer bytes cross, a colour for each number of clients."""
+    found = finished("asynchronous")
+    models = list(dict.fromkeys(row["model"] for row in found))
+    panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0] if found else []
+    for ax, model in zip(panels, models, strict=True):
+        ax.axhline(0, color="grey", lw=0.8)
+        ax.axhline(-0.5, color="grey", lw=0.8, ls=":")
+        for n, colour in ((1, "tab:blue"), (5, "tab:orange"), (10, "tab:green")):
+            rows = {row["what"]: row for row in found if (row["model"], row["clients"]) == (model, n)}
+            base = rows.pop("conventional", None)
+            points = [
+                (float(saved([(row, base)])), 100 * (row["accuracy_last5"] - base["accuracy_last5"])) for row in rows.values()
+            ]
+            if points:
+                ax.plot(*zip(*sorted(points), strict=True), "o-", color=colour, label=f"{n} client{'s' if n > 1 else ''}")
+        ax.set_title(model, fontsize=9)
+        ax.set_xlabel("times fewer bytes than float32")
+        ax.legend(fontsize=7)
+    if found:
+        panels[0].set_ylabel("points from conventional, last five")
+        figure.suptitle("Thresholds 0.05, 0.1 and 0.2 with 8-bit floats, one seed; dotted: half a point lost", fontsize=10)
     return bool(found)
 
 
@@ -187,6 +217,7 @@ DRAWN: dict[str, Callable[[Figure], bool]] = {
     "periods": periods,
     "disjoint": disjoint,
     "clients": clients,
+    "asynchronous": asynchronous,
 } | {f"curves-{recipe}": partial(curves, recipe=recipe) for recipe in ("text", "code", "strong")}
 
 
@@ -195,7 +226,7 @@ def main() -> None:
     FIGURES.mkdir(exist_ok=True)
     mpl.rcParams.update({"svg.hashsalt": "cutlayer", "axes.spines.top": False, "axes.spines.right": False})
     for name, draw in DRAWN.items():
-        figure = Figure(figsize=(7, 4.5 if name in ("frontier", "disjoint") else 6.5), layout="constrained")
+        figure = Figure(figsize=(7, 4.5 if name in ("frontier", "disjoint", "asynchronous") else 6.5), layout="constrained")
         if draw(figure):
             figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
 
