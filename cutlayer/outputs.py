@@ -239,9 +239,11 @@ def alone_in(folder: Path | None) -> Iterator[None]:
 
 
 def check_folder(recipe: Recipe, folder: Path) -> None:
-    """Raise BadInput if a folder holds a run of another recipe."""
+    """Raise BadInput if a folder holds a run of another recipe, or runs in folders of their own and a page of them."""
     written = folder / "recipe.toml"
     if not written.exists():
+        if (folder / "report.html").exists():
+            raise BadInput(f"{folder} holds a comparison's page, which this run's would replace; choose another --out")
         return
     try:
         other = make(read(written)).digest()

@@ -67,16 +67,18 @@ class Cell(NamedTuple):
 
 
 def read(folder: Path) -> Run:
-    """Return the run in OUT/; of one that is still going, its finished rounds. Raises BadInput where there are none."""
+    """Return the run in OUT/; of one that is still going, its finished rounds. Raises BadInput where there are none, or one is damaged."""
+    done = (folder / "summary.json").exists()
     try:
         lines = (folder / "records.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines if line.endswith("}")]  # a line being written has no end yet
+        being_written = bool(lines) and not done and not lines[-1].endswith("}")
+        records = [json.loads(line) for line in lines[: len(lines) - being_written]]
         recipe = (
             tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8")) if (folder / "recipe.toml").exists() else {}
         )
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder} holds no run that can be read ({error}); give the folder of a run") from error
-    if (folder / "summary.json").exists():
+    if done:
         return Run(json_table(folder / "summary.json"), records)
     if not records:
         raise BadInput(f"{folder} has no finished round yet; wait for it, or run it again into the same folder")

@@ -310,6 +310,10 @@ def test_a_report_has_each_run_once_and_none_is_missing(tmp_path, capsys, monkey
     assert main(["compare", "demo", *QUICK, "--out", "runs/one"]) == 2
     assert "runs/one holds a run" in capsys.readouterr().err
     assert (tmp_path / "runs" / "one" / "report.html").read_bytes() == page
+    # nor a run over a comparison's
+    assert main(["report", "runs/one", "--out", "runs/report.html"]) == 0
+    assert main(["run", "demo", *QUICK, "--out", "runs"]) == 2
+    assert "runs holds a comparison's page" in capsys.readouterr().err
 
 
 def test_none_is_a_name_where_it_is_one_and_nothing_elsewhere(tmp_path, monkeypatch, capsys):

@@ -217,6 +217,19 @@ def test_read_of_a_run_that_goes_on_takes_its_rounds(tmp_path: Path) -> None:
     assert "10 rounds so far" in write([run], where / "report.html").read_text()
 
 
+def test_a_damaged_round_is_no_round(tmp_path: Path) -> None:
+    where = folder(tmp_path, PAIR[0])
+    text = (where / "records.jsonl").read_text()
+    (where / "records.jsonl").write_text(text[:-5])
+    with pytest.raises(BadInput, match="holds no run that can be read"):
+        read(where)
+    (where / "summary.json").unlink()
+    assert len(read(where).records) == 9
+    (where / "records.jsonl").write_text(text.replace('"round": 3', '"round"', 1))
+    with pytest.raises(BadInput, match="holds no run that can be read"):
+        read(where)
+
+
 def test_read_of_no_run_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="give the folder"):
         read(tmp_path)
