@@ -46,12 +46,13 @@ def recomposed(
             output = modules["top"](through(z.main), **z.others)
             outputs[""].append(modules["tail"](output) if "tail" in modules else output)
             if "auxiliary" in modules:
-                outputs.setdefault("auxiliary_", []).append(z.into(modules["auxiliary"]))
+                head = z.into(modules["auxiliary"])
+                outputs.setdefault("auxiliary_", []).append(head)
+                if task.logits:
+                    outputs.setdefault("ensemble_", []).append(ensemble(outputs[""][-1], head))
             targets.append(batch.y)
     y = torch.cat(targets)
     joined = {prefix: torch.cat(values).float() for prefix, values in outputs.items()}
-    if "auxiliary_" in joined and task.logits:
-        joined["ensemble_"] = ensemble(joined[""], joined["auxiliary_"])
     return {
         f"{prefix}{name}": float(metric(values, y))
         for prefix, values in joined.items()
