@@ -12,7 +12,7 @@ from result_rows import client_share, finished
 
 # isort: split
 from choices import REBUILT  # where they are is known from result_rows on
-from columns import saved
+from columns import points as points_of, saved
 from slperf import PERIODS
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
@@ -196,9 +196,7 @@ def asynchronous(figure: Figure) -> bool:
         for n, colour in ((1, "tab:blue"), (5, "tab:orange"), (10, "tab:green")):
             rows = {row["what"]: row for row in found if (row["model"], row["clients"]) == (model, n)}
             base = rows.pop("conventional", None)
-            points = [
-                (float(saved([(row, base)])), 100 * (row["accuracy_last5"] - base["accuracy_last5"])) for row in rows.values()
-            ]
+            points = [(float(saved([(row, base)])), points_of([(row, base)])[0]) for row in rows.values() if base]
             if points:
                 ax.plot(*zip(*sorted(points), strict=True), "o-", color=colour, label=f"{n} client{'s' if n > 1 else ''}")
         ax.set_title(model, fontsize=9)

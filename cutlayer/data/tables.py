@@ -9,14 +9,7 @@ from ..errors import BadInput
 from .files import needed, reading, release_of
 from .sources import Data, Tensors
 
-NUMBERS = (
-    0,
-    2,
-    4,
-    10,
-    11,
-    12,
-)  # of Adult's 14 attributes: age, fnlwgt, education-num, capital-gain, capital-loss, hours-per-week
+NUMBERS = (0, 2, 4, 10, 11, 12)  # Adult: age, fnlwgt, education-num, capital-gain, capital-loss, hours-per-week
 CLASSES = ("<=50K", ">50K")
 SPLIT_SEED = 0  # the split is part of the data set: it does not follow a run's seed
 
