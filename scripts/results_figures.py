@@ -98,6 +98,7 @@ def schemes(figure: Figure) -> bool:
             where = {"xytext": (5, 0), "va": "top"} if stacked else {"xytext": (5, 4)}
             ax.annotate(("\n" if stacked else ", ").join(names), (x, y), textcoords="offset points", fontsize=7, **where)
         ax.set(xscale="log", ylabel=f"last five, %, {partition}", xlim=(1.5, 150))
+        ax.margins(y=0.12)
     panels[1].set(xlabel="simulated minutes (20/50 Mbit/s, 30 ms)")
     panels[1].set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
     panels[1].minorticks_off()
