@@ -8,8 +8,8 @@ floats: results/asynchronous.jsonl. One client of VGG11 over 60 epochs and three
 from typing import Any
 
 from cells import Cell, parser, run
+from loss_threshold import FLOAT8
 
-FLOAT8 = {"smashed": "float8", "cut_grad": "float8"}
 MODELS = ("resnet18_quarter", "vgg11", "vgg13")
 BASE: dict[str, Any] = {
     "rounds": 10, "num_test": 2_000, "lr": 0.05, "evaluate_every": 2, "warmup_rounds": 1, "memory_format": "contiguous",

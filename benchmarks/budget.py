@@ -9,6 +9,7 @@ from typing import Any
 
 from cells import Cell, parser, run
 from heads import PLAIN, RECONSTRUCTED
+from loss_threshold import FLOAT8
 
 LEVELS = (0.55, 0.60, 0.65)
 BASE: dict[str, Any] = {
@@ -16,7 +17,6 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 ALIGNED = {"auxiliary": "block", "align_rounds": 2, "align_epochs": 10, "memory_size": 512, "align_batch": 256}
 BLOCK = {"auxiliary": "block", **PLAIN}
-FLOAT8 = {"smashed": "float8", "cut_grad": "float8"}
 LITE = {"auxiliary": "lite", **RECONSTRUCTED}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "fedavg": {"scheme": "fedavg", "cut": "none"},

@@ -88,10 +88,8 @@ def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Map
     finished, chosen = list[Run](), [cell for cell in cells if matches(args.only, str(cell)) and (cell.tiny or not args.tiny)]
     refused = 0
     if not chosen:
-        flags = "--tiny --list" if args.tiny else "--list"
-        raise BadInput(
-            f"--only {args.only!r} matches no cell{' of the tiny profile' if args.tiny else ''}; {flags} prints them"
-        )
+        where = " of the tiny profile; --tiny --list" if args.tiny else "; --list"
+        raise BadInput(f"--only {args.only!r} matches no cell{where} prints them")
     if not all(re.fullmatch(r"\d+", seed.strip()) for seed in args.seeds.split(",")):
         raise BadInput(f"--seeds {args.seeds!r} are no numbers; give some like 0,1,2")
     deadline = None if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes

@@ -30,11 +30,11 @@ TINY = {
 
 def cells(profile: str = "small") -> list[Cell]:
     """Return all cells."""
-    images, rounds = PROFILES[profile].values()
+    size = PROFILES[profile]
     return [
         Cell(
-            {"configuration": what, "images": images, "rounds": rounds}, "small-cifar10",
-            {**BASE, **PROFILES[profile], **own}, what in FEW,
+            {"configuration": what, "images": size["num_train"], "rounds": size["rounds"]}, "small-cifar10",
+            {**BASE, **size, **own}, what in FEW,
         )
         for what, own in CONFIGURATIONS.items()
     ]  # fmt: skip

@@ -39,8 +39,9 @@ def test_the_command_of_a_benchmark_parses(command, monkeypatch):
         return
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     found = importlib.import_module("cells")
-    args = found.parser(name, "", profiles=found.of(name)).parse_args(words)
-    assert any(found.matches(args.only, str(cell)) for cell in found.of(name)[args.profile]), f"{args.only} matches no cell"
+    tables = found.of(name)
+    args = found.parser(name, "", profiles=tables).parse_args(words)
+    assert any(found.matches(args.only, str(cell)) for cell in tables[args.profile]), f"{args.only} matches no cell"
 
 
 @pytest.mark.parametrize("command", TESTS)

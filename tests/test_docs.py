@@ -99,10 +99,12 @@ def understood(words):
         return
     if verb in ("serve", "join", "predict", "certs"):
 
-        def recipe(name, /, *folder, fields=None, predict=verb == "predict", **flags):
-            transport = {} if predict else {"transport": "grpc"}
-            kept = {field: value for field, value in given(fields).items() if field != "data"} if fields else {}
-            return verb == "certs" or load(name, **kept, **transport)
+        def recipe(name, /, *folder, fields=None, predict=False, **flags):
+            if verb == "certs":
+                return True
+            kept = {field: value for field, value in given(fields).items() if field != "data"}  # join's may be the reader's own
+            trains = verb != "predict" and not predict
+            return load(name, **kept, **({"transport": "grpc"} if trains else {}))
 
         taken = functools.wraps(getattr(cli_network, verb))(recipe)
         assert tyro.cli(taken, args=[word for i, word in enumerate(rest) if word != "..." or rest[i - 1].startswith("--")])

@@ -10,7 +10,7 @@ from .files import needed, reading, release_of
 from .sources import Data, Tensors
 
 NUMBERS = (0, 2, 4, 10, 11, 12)  # Adult: age, fnlwgt, education-num, capital-gain, capital-loss, hours-per-week
-CLASSES = ("<=50K", ">50K")
+INCOMES = ("<=50K", ">50K")
 SPLIT_SEED = 0  # the split is part of the data set: it does not follow a run's seed
 
 
@@ -56,12 +56,12 @@ def adult(name: str, data_dir: str | None, augment: bool) -> Data:
 def _adult(path: Path, number: int, line: str) -> tuple[list[str], int]:
     """Return a line's attributes and its class."""
     *attributes, label = line.rstrip(".").split(", ")
-    if len(attributes) != 14 or label not in CLASSES:
-        raise BadInput(f"{path}, line {number} is not 14 attributes and one of {', '.join(CLASSES)}; get the file again")
+    if len(attributes) != 14 or label not in INCOMES:
+        raise BadInput(f"{path}, line {number} is not 14 attributes and one of {', '.join(INCOMES)}; get the file again")
     wrong = next((attributes[i] for i in NUMBERS if not attributes[i].lstrip("-").isdigit()), None)
     if wrong is not None:
         raise BadInput(f"{path}, line {number}: {wrong!r} is no number; get the file again")
-    return attributes, CLASSES.index(label)
+    return attributes, INCOMES.index(label)
 
 
 def _columns(train: list[list[str]], test: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:

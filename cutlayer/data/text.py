@@ -35,7 +35,7 @@ def sentences(name: str, data_dir: str | None, augment: bool) -> Data:
         path = needed(data_dir, file)
         with reading(path):
             texts, labels = zip(*_rows(path, classes, header=name == "sst2"), strict=True)
-            splits.append((texts, torch.tensor([classes.index(label) for label in labels])))
+            splits.append((texts, torch.tensor(labels)))
         release = release or release_of(path)
     counts = Counter(word for text in splits[0][0] for word in words(text))
     known = sorted(counts, key=lambda word: (-counts[word], word))[: VOCABULARY - 2]
@@ -59,14 +59,15 @@ def _numbers(found: Iterable[str], number: dict[str, int]) -> Tensor:
     return row
 
 
-def _rows(path: Path, classes: Sequence[str], header: bool) -> list[tuple[str, str]]:
+def _rows(path: Path, classes: Sequence[str], header: bool) -> list[tuple[str, int]]:
+    """Return the texts and the numbers of their classes."""
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     found = []
     for number, row in enumerate(rows[header:], 1 + header):
         if len(row) != 2 or row[1] not in classes:
             raise BadInput(f"{path}, line {number} is not a text, a tab and one of {', '.join(classes)}; get the file again")
-        found.append((row[0], row[1]))
+        found.append((row[0], classes.index(row[1])))
     return found
 
 
