@@ -52,7 +52,7 @@ def run(
         recipe: a named recipe (cutlayer list recipes), or a flat TOML file.
         fields: any field of the recipe.
         out: where everything is written; runs/<recipe>-<digest> if not given. A run that stopped goes on.
-        dry_run: print bytes, memory and parameters, and train nothing.
+        dry_run: print bytes, memory and parameters, and write nothing.
     """
     from .compare import run_in
 
