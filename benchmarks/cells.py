@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import itertools
 import re
 import sys
 import time
@@ -11,11 +12,11 @@ from typing import Any, NamedTuple
 
 import rows
 
-from cutlayer.compare import compare
+from cutlayer.compare import compare, folder_of
 from cutlayer.console import console, follow, progress_bar
-from cutlayer.errors import BadInput, RunFailed
+from cutlayer.errors import BadInput, Busy, RunFailed, shortage
 from cutlayer.recipes import Recipe, load
-from cutlayer.report import Run, write
+from cutlayer.report import Run, read, write
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -41,7 +42,9 @@ def of(name: str) -> dict[str, list[Cell]]:
 def parser(name: str, about: str | None, seeds: str = "0", profiles: Iterable[str] = ()) -> argparse.ArgumentParser:
     """Return the arguments that all tables have, and the profile of those that have several, the first by default."""
     found = argparse.ArgumentParser(description=about)
-    found.add_argument("--out", type=Path, default=Path("runs") / name, help="where runs are kept, to go on with")
+    found.add_argument(
+        "--out", type=Path, help=f"where runs are kept, to go on with (default: runs/{name}, with --tiny runs/{name}-tiny)"
+    )
     found.add_argument("--seeds", default=seeds)
     found.add_argument(
         "--only", default="", help="run the cells whose labels contain this, or match it as a regular expression"
@@ -85,47 +88,58 @@ def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mappin
 
 
 def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mapping[str, Any], title: str) -> None:
-    finished, chosen = list[Run](), [cell for cell in cells if matches(args.only, str(cell)) and (cell.tiny or not args.tiny)]
-    refused = 0
+    out = args.out or Path("runs") / (f"{name}-tiny" if args.tiny else name)
+    chosen = choose([cell for cell in cells if cell.tiny or not args.tiny], args.only)
     if not chosen:
         where = " of the tiny profile; --tiny --list" if args.tiny else "; --list"
         raise BadInput(f"--only {args.only!r} matches no cell{where} prints them")
     if not all(re.fullmatch(r"\d+", seed.strip()) for seed in args.seeds.split(",")):
         raise BadInput(f"--seeds {args.seeds!r} are no numbers; give some like 0,1,2")
+    seeds = [0] if args.tiny else dict.fromkeys(int(seed) for seed in args.seeds.split(","))
     deadline = None if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
-    for seed in [0] if args.tiny else [int(s) for s in args.seeds.split(",")]:
-        for cell in chosen:
-            own = {"num_threads": 1, "precision": "float32", **tiny} if args.tiny else {"data_dir": args.data_dir}
-            own |= {name: value for name in ("num_threads", "precision") if (value := getattr(args, name)) is not None}
-            recipe = load(cell.base, **{**cell.fields, "seed": seed, "device": args.device, **own})
-            there = [] if args.tiny else _precisions(name, recipe, {**cell.labels, "seed": seed})
-            has = recipe.precision in there
-            if args.list or has:
-                console.print(f"{'done' if has else ', done in '.join(['not run', *there])}: seed {seed}, {cell}")
-                continue
-            left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
-            try:
-                found, failure, complete = _run(recipe, args.out, left, f"seed {seed}, {cell}")
-            except BadInput as error:  # shares that cannot be had, for instance
-                console.print(f"cannot be run: seed {seed}, {cell}: {error}")
-                refused += 1
-                continue
-            for each in found:
-                finished.append(each._replace(label=str(cell)))
-                seconds = each.summary["seconds_total"]
-                console.print(f"seed {seed}, {cell}: last five {100 * each.summary['accuracy_last5']:.2f} %, {seconds:.0f} s")
-            if failure:
-                console.print(f"failed: seed {seed}, {cell}: {failure}")
-            elif not complete:
-                console.print(f"stopped in {cell}; the same command goes on")
-                return
-            if not args.tiny and (found or isinstance(failure, RunFailed)):
-                told = _row(found[0]) if found else {"seed": seed, "failed": str(failure), "recipe": recipe.flat()}
+    without = 0
+    for seed, cell in itertools.product(seeds, chosen):
+        recipe, what = recipe_of(cell, seed, args, tiny), f"seed {seed}, {cell}"
+        there = [] if args.tiny else _precisions(name, recipe, {**cell.labels, "seed": seed})
+        has = recipe.precision in there
+        if args.list or has:
+            console.print(f"{'done' if has else ', done in '.join(['not run', *there])}: {what}")
+            continue
+        left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
+        try:
+            found, failure = _run(recipe, out, left, what)
+        except Busy:
+            console.print(f"left to another process: {what}")
+            continue
+        except BadInput as error:  # shares that cannot be had, for instance
+            found, failure = None, error
+        if found:
+            console.print(
+                f"{what}: last five {100 * found.summary['accuracy_last5']:.2f} %, {found.summary['seconds_total']:.0f} s"
+            )
+        elif failure:
+            console.print(f"failed: {what}: {shortage(failure) or failure}")
+        else:
+            console.print(f"stopped in {cell}; the same command goes on")
+            break
+        if found or isinstance(failure, RunFailed):
+            told = _row(found) if found else {"seed": seed, "failed": str(failure), "recipe": recipe.flat()}
+            if not args.tiny:
                 rows.write(name, {**cell.labels, **told})
-    if refused and not finished:
-        raise BadInput("no cell could be run")
+        else:
+            without += 1
+    finished = [] if args.list else _finished(cells, seeds, args, tiny, out)
     if finished:
-        console.print(f"report: {write(finished, args.out / 'report.html', title)}")
+        console.print(f"report: {write(finished, out / 'report.html', title)}")
+    if without:
+        raise BadInput(f"{without} of {len(seeds) * len(chosen)} cells have no row; the same command tries them again")
+
+
+def recipe_of(cell: Cell, seed: int, args: argparse.Namespace, tiny: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a cell as the arguments of a table have it run."""
+    own = {"num_threads": 1, "precision": "float32", **tiny} if args.tiny else {"data_dir": args.data_dir}
+    own |= {name: value for name in ("num_threads", "precision") if (value := getattr(args, name)) is not None}
+    return load(cell.base, **{**cell.fields, "seed": seed, "device": args.device, **own})
 
 
 def _precisions(name: str, recipe: Recipe, labels: Mapping[str, Any]) -> list[str]:
@@ -133,23 +147,34 @@ def _precisions(name: str, recipe: Recipe, labels: Mapping[str, Any]) -> list[st
     return [p for p in PRECISIONS if rows.written(name, {**recipe.flat(), "precision": p}, **labels)]
 
 
-def matches(only: str, cell: str) -> bool:
-    """Return whether a cell's words contain some, or match them as a regular expression; raises BadInput if they are none."""
+def choose(cells: Sequence[Cell], only: str) -> list[Cell]:
+    """Return the cells whose labels contain some words, or if none does, match them; raises BadInput if they are no expression."""
+    if found := [cell for cell in cells if only in str(cell)]:
+        return found
     try:
-        return only in cell or bool(re.search(only, cell))
+        pattern = re.compile(only)
     except re.error as error:
-        raise BadInput(f"--only {only!r} is no regular expression ({error})") from error
+        raise BadInput(f"--only {only!r} is in no cell, and no regular expression ({error}); --list prints them") from error
+    return [cell for cell in cells if pattern.search(str(cell))]
 
 
-def _run(recipe: Recipe, out: Path, minutes: float | None, label: str) -> tuple[list[Run], Exception | None, bool]:
-    """Return the finished run, why it failed if it did, and whether there was time for all of it."""
+def _finished(
+    cells: Sequence[Cell], seeds: Iterable[int], args: argparse.Namespace, tiny: Mapping[str, Any], out: Path
+) -> list[Run]:
+    """Return the finished runs of all cells that lie in a folder, also those of other calls."""
+    folders = {folder_of(recipe_of(cell, seed, args, tiny), out): cell for seed in seeds for cell in cells}
+    return [read(folder)._replace(label=str(cell)) for folder, cell in folders.items() if (folder / "summary.json").exists()]
+
+
+def _run(recipe: Recipe, out: Path, minutes: float | None, label: str) -> tuple[Run | None, Exception | None]:
+    """Return the finished run, or why it failed; neither if there was no time for all of it."""
     failures: list[Exception] = []
     with progress_bar() as bar:
-        found, complete = compare(
+        found, _ = compare(
             [recipe], out, max_minutes=minutes, progress=lambda i, r: follow(bar, label),
             failed=lambda r, error: failures.append(error),
         )  # fmt: skip
-    return found, failures[0] if failures else None, complete
+    return next(iter(found), None), next(iter(failures), None)
 
 
 def _row(run: Run) -> dict[str, Any]:

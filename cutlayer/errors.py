@@ -15,6 +15,10 @@ class BadInput(ValueError):
     """Something the user gave is wrong; the message names the value and the remedy (exit code 2)."""
 
 
+class Busy(BadInput):
+    """Another process is at work where this one would be."""
+
+
 class RunFailed(RuntimeError):
     """A run that had begun could not go on; finished rounds are kept (exit code 1)."""
 

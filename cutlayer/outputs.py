@@ -24,7 +24,7 @@ from .building import left_out
 from .costs import macs
 from .cut import Parts
 from .data.partition import Partition, save as save_partition
-from .errors import BadInput
+from .errors import BadInput, Busy
 from .meter import PHASES, Direction, Meter
 from .parties import Parties
 from .recipes.recipe import Recipe, make
@@ -32,6 +32,8 @@ from .recipes.toml import read, to_toml
 from .runs import json_table
 from .transports.link import Tap
 from .wire import Packed, dumps
+
+CODE = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)docs")  # what a row's commit speaks of
 
 
 @dataclass
@@ -220,7 +222,7 @@ def save_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
 
 @contextmanager
 def alone_in(folder: Path | None) -> Iterator[None]:
-    """Keep other processes out of a run's folder; raises BadInput if one is at work there, or the folder cannot be written."""
+    """Keep other processes out of a run's folder; raises Busy if one is at work there, BadInput if the folder cannot be written."""
     if folder is None:
         yield
         return
@@ -229,7 +231,7 @@ def alone_in(folder: Path | None) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise BadInput(f"another process is at work in {folder}; wait for it, or choose another --out") from None
+        raise Busy(f"another process is at work in {folder}; wait for it, or choose another --out") from None
     except OSError as error:
         raise BadInput(f"out = {str(folder)!r} cannot be written ({error.strerror}); choose another folder") from error
     try:
@@ -271,7 +273,7 @@ def provenance() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = git("rev-parse", "--short=12", "HEAD") if (root.parent / ".git").exists() else ""
-    dirty = "+" if commit and git("status", "--porcelain", "--untracked-files=no") else ""
+    dirty = "+" if commit and git("status", "--porcelain", "--untracked-files=no", "--", *CODE) else ""
     return {
         "commit": (commit + dirty) or f"cutlayer {version('cutlayer')}",
         "versions": {"cutlayer": version("cutlayer"), "torch": torch.__version__, "python": platform.python_version()},

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from cells import Cell, of, plateau, reached
 from columns import BYTES, Column, accuracy, peak, size
-from result_rows import Row, training_bytes
+from result_rows import Row, table, training_bytes
 from rows import labelled
 from slperf import TARGETS, cells as slperf_cells
 
@@ -16,7 +16,7 @@ def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> st
     small, *others = of(name).values()
     cells = [*small, *(cell for mine in others if any(labelled(row, c.labels) for row in found for c in mine) for cell in mine)]
     heads = [*cells[0].labels, *columns, "rows"]
-    lines, missing = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"], []
+    lines, missing = list[list[object]](), list[list[str]]()
     for cell in cells:
         mine = {row["seed"]: (i, row) for i, row in enumerate(found, 1) if labelled(row, cell.labels)}
         if not mine:
@@ -25,15 +25,18 @@ def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> st
         done = [(row, conventional(row, cell, found)) for _, row in mine.values() if "failed" not in row]
         failed = next((row["failed"].partition(";")[0] for _, row in mine.values() if "failed" in row), "")
         values = [column(done) for column in columns.values()] if done else [failed, *[""] * (len(columns) - 1)]
-        where = ", ".join(line(i, row, cell) for i, row in mine.values())
-        lines.append(f"| {' | '.join([*map(str, cell.labels.values()), *values, where])} |")
-    return "\n".join(lines) + absent(name, missing, len(cells))
+        where = ", ".join(line(i, row, cell, found) for i, row in mine.values())
+        lines.append([*cell.labels.values(), *values, where])
+    return table(heads, lines) + absent(name, missing, len(cells))
 
 
-def line(number: int, row: Row, cell: Cell) -> str:
-    """Return where a row is, and its arithmetic where that is not its cell's."""
+def line(number: int, row: Row, cell: Cell, found: Sequence[Row] = ()) -> str:
+    """Return where a row is, and where that is not its cell's its arithmetic, and the conventional run in it."""
     own = row.get("recipe", {}).get("precision")
-    return f"L{number}" if own in (None, load(cell.base, **cell.fields).precision) else f"L{number} in {own}"
+    if own in (None, load(cell.base, **cell.fields).precision):
+        return f"L{number}"
+    base = conventional(row, cell, found)
+    return f"L{number} in {own}" + (f" against L{found.index(base) + 1}" if base and base is not row else "")
 
 
 def absent(name: str, missing: Sequence[Sequence[str]], wanted: int) -> str:
@@ -86,16 +89,16 @@ def slperf(found: Sequence[Row]) -> str:
     partitions = list(dict.fromkeys(partition for _, _, partition in cells))
     newest = {(row["task"], row["what"], row["partition"]): (i, row) for i, row in enumerate(found, 1)}
     heads = ["task", "what", *(f"{partition}, %" for partition in partitions), "up / down", "seconds"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for task, what in dict.fromkeys(cell[:2] for cell in cells):
         values = [_cell(cells.get((task, what, p)), *newest.get((task, what, p), ())) for p in partitions]
         there = [newest[task, what, p][1] for p in partitions if (task, what, p) in newest]
         row = next((row for row in there if "failed" not in row), None)
-        costs = f"{BYTES['up / down']([(row, None)])} | {row['seconds_total']:.0f}" if row else " | "
-        lines.append(f"| {task} | {what} | {' | '.join(values)} | {costs} |")
+        costs = [BYTES["up / down"]([(row, None)]), f"{row['seconds_total']:.0f}"] if row else ["", ""]
+        lines.append([task, what, *values, *costs])
     missing = [cell for cell in cells if cell not in newest]
     aims = ", ".join(f"{task} {100 * level:.0f} %" for task, level in TARGETS.items())
-    return "\n".join(lines) + f"\n\nTargets: {aims}." + absent("slperf", missing, len(cells))
+    return table(heads, lines) + f"\n\nTargets: {aims}." + absent("slperf", missing, len(cells))
 
 
 def _cell(cell: Cell | None, number: int = 0, row: Row | None = None) -> str:
@@ -111,75 +114,74 @@ def _cell(cell: Cell | None, number: int = 0, row: Row | None = None) -> str:
 
 def clients(found: Sequence[Row]) -> str:
     """Return seconds a round and the server's memory by transport, scheme and number of clients."""
-    newest = {(row["transport"], row["scheme"], row["clients"]): row for row in found}
+    newest = {(row["transport"], row["scheme"], row["clients"]): row | {"line": i} for i, row in enumerate(found, 1)}
     numbers = sorted({n for _, _, n in newest})
     heads = ["transport", "scheme", *(f"{n} client{'s' * (n > 1)}" for n in numbers)]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
     for transport, scheme in dict.fromkeys((t, s) for t, s, _ in newest):
         rows = [newest.get((transport, scheme, n)) for n in numbers]
-        values = [f"{row['seconds']:.1f} s, {size(row['server_bytes'])}" if row else "not run" for row in rows]
-        lines.append(f"| {transport} | {scheme} | " + " | ".join(values) + " |")
+        values = [f"{row['seconds']:.1f} s, {size(row['server_bytes'])} L{row['line']}" if row else "not run" for row in rows]
+        lines.append([transport, scheme, *values])
     pairs = [(row, newest.get(("inprocess", *key[1:]))) for key, row in newest.items() if key[0] != "inprocess"]
     same = [row["accuracy"] == other["accuracy"] for row, other in pairs if other]
     arithmetic = " and ".join(sorted({row["precision"] for row in newest.values()}))
-    return "\n".join(lines) + f"\n\nIn {arithmetic}. The accuracy is that of one process in {sum(same)} of {len(same)} cells."
+    return (
+        table(heads, lines) + f"\n\nIn {arithmetic}. The accuracy is that of one process in {sum(same)} of {len(same)} cells."
+    )
 
 
 def graphs(found: Sequence[Row]) -> str:
     """Return seconds a round of every scheme on every graph set in one process and under MPI, and whether accuracies are the same."""
-    newest = {(row["set"], row["scheme"], row["transport"]): row for row in found}
+    newest = {(row["set"], row["scheme"], row["transport"]): row | {"line": i} for i, row in enumerate(found, 1)}
     pairs = {key[:2]: [newest.get((*key[:2], transport)) for transport in ("inprocess", "mpi")] for key in newest}
     schemes = list(dict.fromkeys(scheme for _, scheme in pairs))
-    lines = ["| s a round, in one process / MPI | " + " | ".join(schemes) + " |", "|---" * (len(schemes) + 1) + "|"]
+    lines = []
     for name in dict.fromkeys(name for name, _ in pairs):
-        shown = [[f"{row['seconds']:.2f}" if row else "not run" for row in pairs.get((name, s), [None] * 2)] for s in schemes]
-        lines.append(f"| {name} | " + " | ".join(map(" / ".join, shown)) + " |")
+        shown = [
+            [f"{row['seconds']:.2f} L{row['line']}" if row else "not run" for row in pairs.get((name, s), [None] * 2)]
+            for s in schemes
+        ]
+        lines.append([name, *map(" / ".join, shown)])
     same = [one["accuracy"] == mpi["accuracy"] for one, mpi in pairs.values() if one and mpi]
-    return "\n".join(lines) + f"\n\nThe accuracy under MPI is that of one process in {sum(same)} of {len(same)} cells."
+    return (
+        table(["s a round, in one process / MPI", *schemes], lines)
+        + f"\n\nThe accuracy under MPI is that of one process in {sum(same)} of {len(same)} cells."
+    )
 
 
 def larger(found: Sequence[Row]) -> str:
     """Return what an epoch of ImageNet costs at each cut."""
-    lines = ["| cut | method | up / down an epoch | peak at client / server, batch | s a batch here |", "|---" * 5 + "|"]
-    for row in {(row["cut"], row["what"]): row for row in found}.values():
+    lines = []
+    for number, row in {(row["cut"], row["what"]): (i, row) for i, row in enumerate(found, 1)}.values():
         sent = " / ".join(size(row["epoch_bytes"].get(way, 0)) for way in ("up", "down"))
         held = f"{peak(row, 'client', 'server')}, {row['batch_size']}"
-        lines.append(f"| {row['cut']} | {row['what']} | {sent} | {held} | {row['seconds_per_batch']:.1f} |")
-    return "\n".join(lines)
+        lines.append([row["cut"], row["what"], sent, held, f"{row['seconds_per_batch']:.1f}", f"L{number}"])
+    heads = ["cut", "method", "up / down an epoch", "peak at client / server, batch", "s a batch here", "row"]
+    return table(heads, lines)
 
 
 def overhead(found: Sequence[Row]) -> str:
     """Return what the package costs over raw PyTorch."""
-    newest = {row["method"]: row for row in found}
-    lines = [
-        "| method | package / twin, median | 95 % interval | ms a step, package | ms a step, twin |",
-        "|---|---|---|---|---|",
-    ]
-    for method, row in newest.items():
+    lines = []
+    for method, (number, row) in {row["method"]: (i, row) for i, row in enumerate(found, 1)}.items():
         low, high = row["interval_95"]
         ms = row["ms_per_step"]
-        lines.append(
-            f"| `{method}` | {row['median_ratio']:.3f} | {low:.3f} to {high:.3f} | {ms['package']:.1f} | {ms['twin']:.1f} |"
-        )
-    return "\n".join(lines)
+        ratio, both = f"{row['median_ratio']:.3f}", [f"{ms[who]:.1f}" for who in ("package", "twin")]
+        lines.append([f"`{method}`", ratio, f"{low:.3f} to {high:.3f}", *both, f"L{number}"])
+    heads = ["method", "package / twin, median", "95 % interval", "ms a step, package", "ms a step, twin", "row"]
+    return table(heads, lines)
 
 
 def overlap(rows: Sequence[Row]) -> str:
     """Return what a client saves that waits for nobody."""
-    found = {row["cut"]: row for row in rows}
-    names = list(dict.fromkeys(name for row in found.values() for name in row["ms_per_batch"]))
-    lines = ["| ms for a batch of 128 | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(f"{row['ms_per_batch'][name]:.0f}" for row in found.values()) + " |" for name in names
-    ]
-    lines += ["", "| decoupled over the best conventional | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
-    first = next(iter(found.values()))
-    for head, ratios in first["ratio"].items():
-        for at in ratios:
-            lines.append(f"| {head}, at {at} | " + " | ".join(f"{row['ratio'][head][at]:.2f}" for row in found.values()) + " |")
-        lines.append(
-            f"| {head}, bound over its own serial time | "
-            + " | ".join(f"{r['bound'][head]:.2f}" for r in found.values())
-            + " |"
-        )
-    return "\n".join(lines)
+    found = {row["cut"]: row | {"line": i} for i, row in enumerate(rows, 1)}
+    cuts = [f"{cut} L{row['line']}" for cut, row in found.items()]
+    names = dict.fromkeys(name for row in found.values() for name in row["ms_per_batch"])
+    times = [[name, *(f"{row['ms_per_batch'][name]:.0f}" for row in found.values())] for name in names]
+    ratios = []
+    for head, at in next(iter(found.values()))["ratio"].items():
+        ratios += [[f"{head}, at {each}", *(f"{row['ratio'][head][each]:.2f}" for row in found.values())] for each in at]
+        ratios.append([f"{head}, bound over its own serial time", *(f"{row['bound'][head]:.2f}" for row in found.values())])
+    return (
+        table(["ms for a batch of 128", *cuts], times) + "\n\n" + table(["decoupled over the best conventional", *cuts], ratios)
+    )

@@ -1,7 +1,7 @@
 """Rows of results, and the figures of a row that several tables and drawings show."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,12 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # t
 from rows import read
 
 Row = dict[str, Any]
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """Return a table in Markdown."""
+    first, *others = (f"| {' | '.join(map(str, row))} |" for row in (heads, *lines))
+    return "\n".join([first, "|---" * len(heads) + "|", *others])
 
 
 def finished(name: str) -> list[Row]:
@@ -42,13 +48,14 @@ def provenance(name: str, found: Sequence[Row]) -> str:
     """Return in which file the rows are, and by what command, commits, machines and versions they were measured."""
     commits = ", ".join(dict.fromkeys(f"`{row['commit']}`" for row in found if "commit" in row))
     versions = found[-1]["versions"]
-    machines = [
-        f"{row['machine']['processor']}, {row.get('num_threads') or row.get('recipe', {}).get('num_threads') or 1} threads"
-        for row in found
-        if "machine" in row
-    ]
-    where = "; ".join(dict.fromkeys(machines))
+    where = "; ".join(dict.fromkeys(_machine(row) for row in found if "machine" in row))
     return (
         f"`python benchmarks/{name}.py`, `benchmarks/results/{name}.jsonl`; commit {commits}; {where}; torch {versions['torch']}, "
         f"Python {versions['python']}."
     )
+
+
+def _machine(row: Row) -> str:
+    """Return the processor, and on how many threads each run was, where the row knows."""
+    threads = row.get("num_threads") or row.get("recipe", {}).get("num_threads")
+    return row["machine"]["processor"] + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")

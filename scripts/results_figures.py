@@ -1,6 +1,7 @@
 """Draw the figures of docs/results.md from the rows of benchmarks/results into docs/figures; a figure without rows is left out."""
 
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from result_rows import client_share, finished
 from choices import REBUILT  # where they are is known from result_rows on
 from columns import points as points_of, saved
 from slperf import PERIODS
+
+from cutlayer.errors import BadInput
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 HOLDS = (
@@ -38,7 +41,7 @@ def frontier(figure: Figure) -> bool:
         y = [100 * row["accuracy_last5"] for row in mine]
         ax.errorbar(x, mean(y), [[mean(y) - min(y)], [max(y) - mean(y)]], fmt="o", capsize=3, label=name)
     ax.set(xlabel="the client's multiply-adds, a conventional client's being 1", ylabel="mean of the last five accuracies, %")
-    ax.set_title("What a head at the cut buys (ResNet-20, shallow cut; lines span three seeds)", fontsize=10)
+    ax.set_title("What a head at the cut buys (ResNet-20, shallow cut; lines span three seeds; above 20 %)", fontsize=10)
     figure.legend(fontsize=7, loc="outside lower center", ncols=3)
     return bool(found)
 
@@ -85,24 +88,25 @@ def schemes(figure: Figure) -> bool:
     for ax, partition in zip(panels, ("iid", "dirichlet"), strict=True):
         newest = {row["scheme"]: row for row in found if row["partition"] == partition}
         groups: list[tuple[float, float, list[str]]] = []
-        for name, row in newest.items():
+        for name, row in sorted(
+            newest.items(), key=lambda item: -item[1]["accuracy_last5"]
+        ):  # names from the highest point down
             x, y = row["simulated"]["seconds"] / 60, 100 * row["accuracy_last5"]
-            near = next((names for gx, gy, names in groups if abs(math.log(x / gx)) < 0.15 and abs(y - gy) < 2.5), None)
+            near = next((names for gx, gy, names in groups if abs(math.log(x / gx)) < 0.15 and abs(y - gy) < 3.8), None)
             if near is None:
                 groups.append((x, y, [name]))
             else:
                 near.append(name)
             ax.plot(x, y, "o", color="tab:blue")
         for x, y, names in groups:
-            stacked = len(names) > 2
-            where = {"xytext": (5, 0), "va": "top"} if stacked else {"xytext": (5, 4)}
-            ax.annotate(("\n" if stacked else ", ").join(names), (x, y), textcoords="offset points", fontsize=7, **where)
+            where = {"xytext": (5, 4), "va": "top"} if len(names) > 1 else {"xytext": (5, 4)}
+            ax.annotate("\n".join(names), (x, y), textcoords="offset points", fontsize=7, **where)
         ax.set(xscale="log", ylabel=f"last five, %, {partition}", xlim=(1.5, 150))
         ax.margins(y=0.12)
     panels[1].set(xlabel="simulated minutes (20/50 Mbit/s, 30 ms)")
     panels[1].set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
     panels[1].minorticks_off()
-    figure.suptitle("Every scheme: five clients, 12 rounds of 10,000 images", fontsize=10)
+    figure.suptitle("Every scheme: five clients, 12 rounds of 10,000 images (names of close points: the highest first)", fontsize=10)
     return bool(found)
 
 
@@ -168,8 +172,11 @@ def clients(figure: Figure) -> bool:
 def curves(figure: Figure, recipe: str) -> bool:
     """Accuracy of the small profile after every round, at three cuts, a panel for each data set and number of clients."""
     found = [row for row in finished("decoupled") if (row["profile"], row["recipe_of"]) == ("small", recipe)]
+    if not any(row["what"] == "conventional" for row in found):
+        return False
     sets, numbers = (list(dict.fromkeys(row[key] for row in found)) for key in ("data", "clients"))
-    panels = figure.subplots(len(sets), len(numbers), sharex=True, sharey="row", squeeze=False) if found else []
+    panels = figure.subplots(len(sets), len(numbers), sharex=True, sharey="row", squeeze=False)
+    lowest = {row["clients"]: row["data"] for row in sorted(found, key=lambda row: sets.index(row["data"]))}
     for along, data in zip(panels, sets, strict=True):
         for ax, n in zip(along, numbers, strict=True):
             mine = [row for row in found if (row["data"], row["clients"]) == (data, n)]
@@ -180,10 +187,11 @@ def curves(figure: Figure, recipe: str) -> bool:
                 seen = [(r, 100 * a) for r, a in enumerate(row["curve"], 1) if a is not None]
                 ax.plot(*zip(*seen, strict=True), "k--" if row["what"] == "conventional" else "-", label=row["what"])
             ax.set_title(f"{data}, {n} client{'s' if n > 1 else ''}", fontsize=9)
-            ax.set(xlabel="round" if data == sets[-1] else "", ylabel="accuracy, %" if n == numbers[0] else "")
+            ax.tick_params(labelbottom=data == lowest[n])
+            ax.set(xlabel="round" if data == lowest[n] else "", ylabel="accuracy, %" if n == numbers[0] else "")
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.legend(fontsize=7)
-    return bool(found)
+    return True
 
 
 def asynchronous(figure: Figure) -> bool:
@@ -197,14 +205,20 @@ def asynchronous(figure: Figure) -> bool:
         for n, colour in ((1, "tab:blue"), (5, "tab:orange"), (10, "tab:green")):
             rows = {row["what"]: row for row in found if (row["model"], row["clients"]) == (model, n)}
             base = rows.pop("conventional", None)
-            points = [(float(saved([(row, base)])), points_of([(row, base)])[0]) for row in rows.values() if base]
-            if points:
-                ax.plot(*zip(*sorted(points), strict=True), "o-", color=colour, label=f"{n} client{'s' if n > 1 else ''}")
+            there: dict[tuple[float, float], list[str]] = {}
+            for what, row in rows.items() if base else ():
+                point = float(saved([(row, base)])), points_of([(row, base)])[0]
+                there.setdefault(point, []).append(what.removeprefix("threshold "))
+            if there:
+                ax.plot(*zip(*sorted(there), strict=True), "o-", color=colour, label=f"{n} client{'s' if n > 1 else ''}")
+            for point, names in there.items():
+                ax.annotate(", ".join(names), point, (0, 5), textcoords="offset points", ha="center", fontsize=6, color=colour)
+        ax.margins(x=0.1, y=0.1)
         ax.set_title(model, fontsize=9)
         ax.set_xlabel("times fewer bytes than float32")
-        ax.legend(fontsize=7)
     if found:
         panels[0].set_ylabel("points from conventional, last five")
+        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=3)
         figure.suptitle("Thresholds 0.05, 0.1 and 0.2 with 8-bit floats, one seed; dotted: half a point lost", fontsize=10)
     return bool(found)
 
@@ -231,4 +245,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BadInput as error:
+        sys.exit(f"results_figures.py: {error}")

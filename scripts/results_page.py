@@ -39,6 +39,8 @@ from columns import (
 from result_rows import Row, finished, provenance
 from rows import read
 
+from cutlayer.errors import BadInput
+
 TABLES: dict[str, dict[str, Column]] = {
     "parity": FINAL | FINAL_DIFFERENCE | WITHIN | LAST5 | DIFFERENCE | BYTES | FEWER | COST,
     "heads": LAST5 | DIFFERENCE | FINAL | FINAL_DIFFERENCE | BYTES | FEWER | COST | MEMORY | WHOLE,
@@ -76,5 +78,8 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    (ROOT / "docs" / "results.md").write_text(page())
+    try:
+        (ROOT / "docs" / "results.md").write_text(page())
+    except BadInput as error:
+        sys.exit(f"results_page.py: {error}")
     print("wrote docs/results.md", file=sys.stderr)

@@ -4,18 +4,19 @@ import statistics
 from collections.abc import Sequence
 
 from epoch import SCHEMES as EPOCH
-from result_rows import Row
+from result_rows import Row, table
 
 
 def kill(found: Sequence[Row]) -> str:
-    lines = ["| schedule | who was killed | what it did then | trials | weights the same bits |", "|---" * 5 + "|"]
+    lines = []
     for key in sorted({(row["schedule"], row["victim"], row["returns"]) for row in found}, key=lambda k: (not k[2], k)):
         mine = [row for row in found if (row["schedule"], row["victim"], row["returns"]) == key]
         what = "came back" if key[2] else "stayed away"
-        lines.append(f"| {key[0]} | {key[1]} | {what} | {len(mine)} | {sum(row['equal'] for row in mine)} |")
+        lines.append([key[0], key[1], what, len(mine), sum(row["equal"] for row in mine)])
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in found))
     middle = statistics.median(row["seconds"] for row in found)
-    return "\n".join(lines) + f"\n\nSeed {seeds}; {middle:.0f} seconds a trial, median."
+    heads = ["schedule", "who was killed", "what it did then", "trials", "weights the same bits"]
+    return table(heads, lines) + f"\n\nSeed {seeds}; {middle:.0f} seconds a trial, median."
 
 
 def organisations(found: Sequence[Row]) -> str:
@@ -41,37 +42,36 @@ def fuzz(found: Sequence[Row]) -> str:
 
 
 def throughput(found: Sequence[Row]) -> str:
-    newest = {(row["transport"], row["what"]): row for row in found}
-    lines = ["| transport | what | bare medium | cutlayer | ratio | to bare into new memory |", "|---" * 6 + "|"]
-    for (transport, what), row in newest.items():
+    newest = {(row["transport"], row["what"]): (i, row) for i, row in enumerate(found, 1)}
+    lines = []
+    for (transport, what), (number, row) in newest.items():
         new = f"{row['ratio_new']:.3f}" if "ratio_new" in row else ""
-        lines.append(
-            f"| {transport} | {what} | {row['bare']:.3g} {row['unit']} | {row['ours']:.3g} | {row['ratio']:.3f} | {new} |"
-        )
-    return "\n".join(lines)
+        bare = f"{row['bare']:.3g} {row['unit']}"
+        lines.append([transport, what, bare, f"{row['ours']:.3g}", f"{row['ratio']:.3f}", new, f"L{number}"])
+    return table(["transport", "what", "bare medium", "cutlayer", "ratio", "to bare into new memory", "row"], lines)
 
 
 def epoch(rows: Sequence[Row]) -> str:
-    found = [row for row in rows if row.get("options") == EPOCH[row["scheme"]]]
+    found = [row | {"line": i} for i, row in enumerate(rows, 1) if row.get("options") == EPOCH[row["scheme"]]]
     transports = list(dict.fromkeys(row["transport"] for row in found))
-    lines = ["| seconds an epoch | " + " | ".join(transports) + " |", "|---" * (len(transports) + 1) + "|"]
+    lines = []
     for scheme in dict.fromkeys(row["scheme"] for row in found):
         cells = []
         for transport in transports:
-            mine = [row["seconds"] for row in found if (row["scheme"], row["transport"]) == (scheme, transport)]
-            cells.append(f"{statistics.median(mine):.1f} ({len(mine)})" if mine else "not run")
-        lines.append(f"| {scheme} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            mine = [row for row in found if (row["scheme"], row["transport"]) == (scheme, transport)]
+            where = ", ".join(f"L{row['line']}" for row in mine)
+            cells.append(f"{statistics.median(row['seconds'] for row in mine):.1f} ({where})" if mine else "not run")
+        lines.append([scheme, *cells])
+    return table(["seconds an epoch", *transports], lines)
 
 
 def calibrate(found: Sequence[Row]) -> str:
-    lines = ["| scheme | Mbit/s up, down; ms | line | predicted, s | measured, s | error |", "|---" * 6 + "|"]
-    errors = []
-    for row in found:
+    lines, errors = [], []
+    for number, row in enumerate(found, 1):
         errors.append(abs(row["predicted"] - row["measured"]) / row["measured"])
         up, down, latency = row["line"]
-        lines.append(
-            f"| {row['scheme']} | {up:g}, {down:g}; {latency:g} | {'netem' if row['netem'] else 'proxy'} | {row['predicted']:.2f} | "
-            f"{row['measured']:.2f} | {100 * errors[-1]:.0f} % |"
-        )
-    return "\n".join(lines) + f"\n\nMedian error {100 * statistics.median(errors):.0f} %; the aim is 15 %."
+        seconds = [f"{row[which]:.2f}" for which in ("predicted", "measured")]
+        line = [f"{up:g}, {down:g}; {latency:g}", "netem" if row["netem"] else "proxy"]
+        lines.append([row["scheme"], *line, *seconds, f"{100 * errors[-1]:.0f} %", f"L{number}"])
+    heads = ["scheme", "Mbit/s up, down; ms", "line", "predicted, s", "measured, s", "error", "row"]
+    return table(heads, lines) + f"\n\nMedian error {100 * statistics.median(errors):.0f} %; the aim is 15 %."
