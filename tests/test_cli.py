@@ -525,6 +525,17 @@ def test_the_peak_of_a_metric_that_should_be_low_is_its_lowest():
     assert result.summary["accuracy_peak"] == min(record["error"] for record in result.records)
 
 
+def test_the_figures_of_a_run_are_of_its_last_evaluation_its_last_five_and_its_best():
+    scores = [0.9, 0.2, 0.7, 0.8, 0.2, 0.2, 0.6]
+    given = iter(scores)
+    clients = cl.partition.iid(small_data().train, num_clients=1)
+    task = cl.Task(metrics={"score": lambda output, y: next(given)})
+    result = cl.run(cl.cut(small_model(), "stem"), clients, task=task, rounds=7, batch_size=12, num_threads=1)
+    assert [record["score"] for record in result.records] == scores
+    figures = [result.summary[f"accuracy_{when}"] for when in ("final", "last5", "peak")]
+    assert figures == pytest.approx([0.6, 0.5, 0.9])  # 0.7 + 0.8 + 0.2 + 0.2 + 0.6 = 2.5
+
+
 def test_marks_of_other_parts_are_refused(tmp_path):
     from cutlayer.recipes.recipe import make
     from cutlayer.run import Paused, train

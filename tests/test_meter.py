@@ -12,6 +12,7 @@ from torch import nn
 import cutlayer as cl
 from cutlayer.cut import Smashed
 from cutlayer.meter import Kept, Meter, Saved, heard, owned_bytes
+from cutlayer.sides import add
 from cutlayer.wire import Message, pack
 
 MIB = 1 << 20
@@ -203,6 +204,26 @@ def test_a_whole_batch_is_measured_and_the_server_too_where_not_every_batch_is_s
     sparse = cl.run(parts, whole, scheme="dsl", auxiliary="linear", send_every=2, **how).summary
     assert sparse["peak_memory_bytes"]["server"] > 0
     assert sparse["held_byte_seconds"]["server"] > 0
+
+
+def test_the_peak_is_that_of_the_largest_step_and_of_the_largest_client_and_not_of_the_last():
+    layer = nn.Linear(4, 3)
+    each = []
+    for client, steps in enumerate(([[8, 5], [3]], [[2]])):  # rows, one after the other within a step
+        meter = Meter()
+        for rows in steps:
+            with meter.step("client", client, True, lambda: 100):
+                for n in rows:
+                    with meter.phase("client_forward", client):
+                        y = layer(torch.randn(n, 4))
+                    assert y.requires_grad
+                    del y
+        each.append(meter)
+    assert [meter.peak["client"] for meter in each] == [100 + 8 * 4 * 4, 100 + 2 * 4 * 4]  # a linear layer keeps its input
+    server = Meter()
+    for meter in each:
+        add(server, meter.state())
+    assert server.peak["client"] == 100 + 8 * 4 * 4
 
 
 def test_an_interrupt_inside_of_a_finalizer_is_heard():

@@ -214,6 +214,8 @@ def test_read_of_a_run_that_goes_on_takes_its_rounds(tmp_path: Path) -> None:
     assert len(run.records) == 10
     assert run.recipe["num_clients"] == 2
     assert rows([run])[1][0][5] == "82.2 MB"
+    assert len([r for r in run.records if "accuracy" in r]) == 7
+    assert run.summary["accuracy_last5"] == pytest.approx(PAIR[0].summary["accuracy_last5"])
     assert "10 rounds so far" in write([run], where / "report.html").read_text()
 
 

@@ -255,6 +255,15 @@ def test_client_drift_is_the_distance_from_the_average_as_a_share_of_it():
     assert drift([mean, mean], mean).item() == 0.0
 
 
+def test_client_drift_of_a_round_is_the_mean_over_its_averages(monkeypatch):
+    drifts = iter([1.0, 2.0, 6.0, 10.0, 20.0, 60.0])
+    monkeypatch.setattr("cutlayer.server.drift", lambda states, mean: torch.tensor(next(drifts)))
+    clients = cl.partition.contiguous(small_data(n=24).train, num_clients=2)  # of 3 batches
+    parts = cl.cut(small_model(), "stage1.block1")
+    result = cl.run(parts, clients, scheme="splitfed_v1", sync_every="1 batch", **{**QUICK, "rounds": 2})
+    assert [record["client_drift"] for record in result.records] == [3.0, 30.0]
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -1,18 +1,21 @@
 """T1.*: vanilla split learning is the uncut model, bit for bit, whoever holds the client's part."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from conftest import equal, small_data, small_model
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import cutlayer as cl
 from cutlayer.building import batches, lr_factor
 from cutlayer.cut import Parts
+from cutlayer.evaluate import recomposed
 from cutlayer.parties import build
 from cutlayer.recipes.recipe import make
-from cutlayer.task import Task
+from cutlayer.task import Task, accuracy
 from cutlayer.transports import inprocess
 
 OPTIMIZERS = {
@@ -21,8 +24,8 @@ OPTIMIZERS = {
 }
 
 
-def uncut(model, clients, recipe_fields, order=None):
-    """Train the uncut model in one loop on the client-ordered batches, and return it."""
+def uncut(model, clients, recipe_fields, seen=None):
+    """Train the uncut model in one loop on the client-ordered batches, and return it; `seen` gets (round, loss, samples)."""
     model = copy.deepcopy(model)
     recipe = make({"num_clients": len(clients), **recipe_fields})
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
@@ -32,9 +35,12 @@ def uncut(model, clients, recipe_fields, order=None):
         optimizer.param_groups[0]["lr"] = recipe.lr * lr_factor(recipe)(r)
         for k, share in enumerate(clients.shares):
             for x, y, *_ in batches(recipe, clients.source, share, k)(r, 0):
-                nn.functional.cross_entropy(model(x), y).backward()
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
+                if seen is not None:
+                    seen.append((r, loss.item(), len(y)))
     return model
 
 
@@ -191,6 +197,36 @@ def test_the_uncut_composition_is_evaluated_with_the_last_clients_weights():
     with torch.no_grad():
         right = (trained.recompose(batch.x).argmax(1) == batch.y).double().mean()
     assert result.summary["accuracy_final"] == pytest.approx(float(right), abs=1e-12)
+
+
+def test_an_evaluation_in_batches_is_that_of_all_samples_at_once():
+    """Of batches of 5, 5 and 2 only the last is answered wrongly: the mean of their accuracies would be 2/3, and not 10/12."""
+    y = torch.arange(12) % 2
+    answers = torch.where(torch.arange(12) < 10, y, 1 - y)
+    dataset = TensorDataset(nn.functional.one_hot(answers).float(), y)
+    source = cl.data.from_datasets(dataset, dataset, 2).test
+    head = nn.Linear(2, 2, bias=False)  # says the opposite, and too quietly to change the answer of both
+    head.weight.data = -torch.eye(2)
+    modules = {"bottom": nn.Identity(), "top": nn.Identity(), "auxiliary": head}
+    task = Task(metrics={"accuracy": accuracy, "samples": lambda output, y: len(output)})
+    expected = {
+        "accuracy": 10 / 12, "auxiliary_accuracy": 2 / 12, "ensemble_accuracy": 10 / 12,
+        "samples": 12, "auxiliary_samples": 12, "ensemble_samples": 12,
+    }  # fmt: skip
+    for batch_size in (5, 12):
+        assert recomposed(modules, source, task, nullcontext, batch_size=batch_size) == pytest.approx(expected)
+
+
+def test_the_loss_of_a_round_is_the_mean_over_its_samples_and_not_over_its_batches():
+    data, model = small_data(n=19), small_model()
+    clients = cl.partition.by_column(data.train, (torch.arange(19) >= 11).long())
+    fields = {"rounds": 2, "batch_size": 8, "num_threads": 1, "lr": 0.1}
+    result = cl.run(cl.cut(model, "stage1.block1"), clients, scheme="vanilla", hand_over="carry", **fields)
+    seen = []
+    uncut(model, clients, fields, seen)
+    assert [samples for _, _, samples in seen] == [8, 3, 8] * 2
+    expected = [sum(loss * samples for r, loss, samples in seen if r == round) / 19 for round in range(2)]
+    assert [record["train_loss"] for record in result.records] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("scheme", ["vanilla", "dsl"])
