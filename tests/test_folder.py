@@ -41,6 +41,23 @@ def test_a_folder_is_read_in_a_fixed_shuffle_with_its_classes_in_order(root):
     assert float((data.train.to_unit(x) * 255).max()) <= 255
 
 
+@pytest.mark.parametrize("held", ["val", "test"])
+def test_training_and_evaluation_have_the_images_of_their_own_folders_normalised(held, tmp_path):
+    colours = {"train/a": (0, 128, 255), "train/b": (10, 20, 30), f"{held}/a": (40, 50, 60), f"{held}/b": (70, 80, 90)}
+    for folder, colour in colours.items():
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (256, 256), colour).save(tmp_path / folder / "x.png")
+    data = load("image_folder", str(tmp_path))
+    assert data.train.held_out is data.test
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    for split, source in (("train", data.train), (held, data.test)):
+        x, y = source.batch(torch.arange(2), torch.Generator().manual_seed(0))[:2]
+        assert sorted(y.tolist()) == [0, 1]
+        unit = torch.tensor([colours[f"{split}/{'ab'[label]}"] for label in y]) / 255
+        assert torch.equal(x, ((unit - mean) / std)[:, :, None, None].expand(2, 3, 224, 224))
+        assert torch.allclose(source.to_unit(x), unit[:, :, None, None], atol=1e-6)
+
+
 def test_crops_are_those_of_the_generator_and_only_in_training(root):
     data = load("image_folder", str(root))
     index = torch.arange(4)

@@ -1,5 +1,7 @@
 """T13.*: graphs through a cut: GIN in parts is GIN whole; what crosses where; the TUDataset collection."""
 
+import zipfile
+
 import pytest
 import torch
 from conftest import equal
@@ -11,7 +13,7 @@ from cutlayer.data import Data
 from cutlayer.data.graphs import COLLECTION, Graphs
 from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
-from cutlayer.models.gin import GIN, Graph
+from cutlayer.models.gin import GIN, Graph, gin
 from cutlayer.recipes.recipe import make, method_class, options_of
 from cutlayer.streams import stream
 from cutlayer.task import Task
@@ -121,6 +123,28 @@ def test_a_graph_is_the_formula_of_the_paper_on_its_adjacency_matrix():
             layers.append(h.sum(0))
         scores = sum(linear(layer) for linear, layer in zip(net.readout.linears, layers, strict=True))
         assert torch.allclose(net(batch.x.double(), **batch.inputs)[0], scores, atol=1e-9)
+
+
+@pytest.mark.parametrize("network", [GIN, gin])
+def test_each_score_of_each_layer_is_dropped_by_itself_one_time_in_two(network):
+    """Scores of 0.5, 1, 2, 4 and 8 are doubled where they stay: a sum says which layers it came from."""
+    readout = network(2, 4).readout
+    for i, linear in enumerate(readout.linears):
+        nn.init.constant_(linear.weight, 2**i / 2 / linear.in_features)
+        nn.init.zeros_(linear.bias)
+    pooled = torch.ones(1000, sum(readout.widths))
+    torch.manual_seed(0)
+    sums = readout.train()(pooled)
+    assert sums.unique().tolist() == list(range(32))
+    assert not torch.equal(sums[:, 0], sums[:, 1])
+    assert readout.eval()(pooled).unique().tolist() == [15.5]
+
+
+def test_nothing_is_dropped_before_the_scores():
+    batch = graphs().batch(torch.arange(16), None)
+    bottom = cl.cut(model(0.5), "readout").bottom.train()
+    first, again = (bottom(batch.x, **batch.inputs)["main"] for _ in range(2))
+    assert torch.equal(first, again)
 
 
 def test_T13_3_the_loss_of_a_batch_is_the_mean_of_its_graphs():
@@ -247,6 +271,44 @@ def test_the_collection_is_what_its_page_says(name, data_dir):
     assert found.release.startswith("TUDataset")
     shares = [split.labels.bincount(minlength=classes) / len(split) for split in (found.train, found.test)]
     assert float((shares[0] - shares[1]).abs().max()) < 0.025  # 19 of 188
+
+
+LEAVES = (1, 2, 4, 5, 6)
+STAR = sorted([(7, leaf) for leaf in LEAVES] + [(leaf, 7) for leaf in LEAVES]), [0, 1, 1, 0, 1, 1, 1, 5]  # 0 and 3 are alone
+PATH = [(0, 1), (1, 0), (1, 2), (2, 1)], [1, 2, 1, 0]
+
+
+@pytest.mark.parametrize(("name", "labelled"), [("imdb_binary", False), ("mutag", True)])
+def test_a_graph_has_the_edges_and_degrees_or_labels_of_its_file(name, labelled, tmp_path):
+    """Ten stars and ten paths in turn; IMDB-BINARY lists every pair twice."""
+    files = {"A": [], "graph_indicator": [], "graph_labels": []} | ({"node_labels": []} if labelled else {})
+    for i in range(20):
+        pairs, degrees = (STAR, PATH)[i % 2]
+        first = len(files["graph_indicator"]) + 1
+        files["A"] += [f"{first + a}, {first + b}" for a, b in pairs] * (1 if labelled else 2)
+        files["graph_indicator"] += [i + 1] * len(degrees)
+        files["graph_labels"].append((-1, 1)[i % 2])
+        if labelled:
+            files["node_labels"] += [5 + 2 * (node % 3) for node in range(len(degrees))]
+    (tmp_path / "tudataset").mkdir()
+    with zipfile.ZipFile(tmp_path / "tudataset" / f"{COLLECTION[name]}.zip", "w") as archive:
+        for what, lines in files.items():
+            archive.writestr(f"{COLLECTION[name]}/{COLLECTION[name]}_{what}.txt", "".join(f"{line}\n" for line in lines))
+    found = cl.data.load(name, str(tmp_path))
+    assert found.train.held_out is found.test
+    assert found.train.labels.bincount().tolist() == [9, 9]
+    assert found.test.labels.bincount().tolist() == [1, 1]
+    for split in (found.train, found.test):
+        every = split.batch(torch.arange(len(split)), None)
+        shown = [(STAR, PATH)[label] for label in split.labels]
+        for x, edges, (pairs, degrees) in zip(split.x, split.edges, shown, strict=True):
+            hot = [node % 3 if labelled else (0, 1, 2, 5).index(degree) for node, degree in enumerate(degrees)]
+            assert torch.equal(x, torch.eye(3 if labelled else 4)[hot])
+            assert sorted(map(tuple, edges.tolist())) == pairs
+        assert torch.equal(every.x, torch.cat(split.x))
+        assert torch.equal(every.inputs["edges"], torch.cat(split.edges))
+        assert every.inputs["nodes"].tolist() == [len(degrees) for _, degrees in shown]
+        assert every.inputs["edge_counts"].tolist() == [len(pairs) for pairs, _ in shown]
 
 
 def test_a_missing_collection_is_told(tmp_path, monkeypatch):

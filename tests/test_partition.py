@@ -65,6 +65,24 @@ def test_T14_2_a_large_alpha_is_uniform_and_a_small_one_is_not():
     assert ((far / far.sum(1, keepdim=True)).max(1).values > 0.2).any()
 
 
+@pytest.mark.parametrize(("make", "n"), [(p.dirichlet, 1000), (p.dirichlet_equal, 200)])
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 1e5])
+def test_T14_2_shares_are_as_unequal_as_dir_alpha(make, n, alpha):
+    """The squares of ten proportions from Dir(alpha) add up to (alpha + 1) / (10 alpha + 1) in the mean.
+
+    Those of a class over the clients, or of the classes of the first client, for whom none runs out: its samples are drawn,
+    and each is always of its own class.
+    """
+    expected, found = (alpha + 1) / (10 * alpha + 1), []
+    for seed in range(60):
+        counts = make(LABELS[:n], 10, alpha=alpha, seed=seed).counts.double()
+        shares = (counts.T if make is p.dirichlet else counts[:1]) / (n / 10)
+        found.append(shares.square().sum(1).mean())
+    if make is p.dirichlet_equal:
+        expected += (1 - expected) / (n / 10)
+    assert float(torch.stack(found).mean()) == pytest.approx(expected, rel=0.15)
+
+
 def test_T14_3_the_smallest_share_is_large_enough_or_it_is_said():
     partition = p.dirichlet(LABELS, 10, alpha=0.3, seed=3, min_size=100)
     assert min(len(share) for share in partition.shares) >= 100
@@ -95,9 +113,11 @@ def test_classes_are_dealt_4_3_3_or_as_they_are_named():
 
 
 def test_pathological_clients_hold_few_classes_and_nothing_is_left_over():
+    """Twenty shards of 200 of ten classes of 400: each is of one class."""
     counts = p.pathological(LABELS, 10, 2).counts
-    assert all(int((row > 0).sum()) <= 4 for row in counts)
-    assert int(counts.sum()) == len(LABELS)
+    assert set(counts.unique().tolist()) <= {0, 200, 400}
+    assert (counts.sum(1) == 400).all()
+    assert (counts.sum(0) == 400).all()
 
 
 def test_by_column_gives_each_value_a_client():

@@ -1,6 +1,8 @@
 """Texts and tables that are read from files: what they hold, and what is said of one that is missing or damaged."""
 
 import gzip
+import random
+import string
 
 import pytest
 import torch
@@ -44,6 +46,65 @@ def test_the_sets_are_what_their_pages_say(name, data_dir):
     assert len(cl.data.load(name, str(data_dir), num_train=100, num_test=50).train) == 100
 
 
+def write(path, lines):
+    path.parent.mkdir(exist_ok=True)
+    text = "".join(f"{line}\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "head", "classes"),
+    [("sst2", "train", ["sentence\tlabel"], ["0", "1"]), ("agnews", "train_10k", [], ["World", "Sports"])],
+)
+def test_words_are_numbered_by_the_training_texts_and_the_first_64_are_kept(name, train, head, classes, tmp_path):
+    bad, good = classes
+    write(tmp_path / name / f"{train}.tsv.gz", [*head, f"film good good\t{good}", f"bad film bad\t{bad}", f"good\t{good}"])
+    long = " ".join(["film"] * 60 + ["bad"] * 10)
+    write(tmp_path / name / "test.tsv.gz", [*head, f"a bad, bad good a\t{bad}", f"{long}\t{good}"])
+    found = cl.data.load(name, str(tmp_path))
+    assert found.train.held_out is found.test
+    for split, rows, labels in (
+        (found.train, [[4, 2, 2], [3, 4, 3], [2]], [1, 0, 1]),
+        (found.test, [[1, 3, 1, 3, 2, 1], [4] * 60 + [3] * 4], [0, 1]),
+    ):
+        assert split.x.tolist() == [row + [PADDING] * (64 - len(row)) for row in rows]
+        assert split.labels.tolist() == labels
+
+
+def test_shakespeare_is_tested_on_the_last_tenth_and_trained_on_what_is_before_it(tmp_path):
+    text = "".join(random.Random(0).choices(string.ascii_lowercase, k=1400))
+    (tmp_path / "shakespeare").mkdir()
+    (tmp_path / "shakespeare" / "input.txt").write_text(text)
+    found = cl.data.load("shakespeare", str(tmp_path))
+    assert found.train.held_out is found.test
+    assert found.num_classes == found.train.vocabulary == 27
+    numbers = torch.tensor([ord(character) - ord("a") + 1 for character in text])
+    for split, first, pieces in ((found.train, 0, 19), (found.test, 1260, 2)):
+        end = first + 64 * pieces
+        assert torch.equal(split.x, numbers[first:end].view(pieces, 64))
+        assert torch.equal(split.labels, numbers[first + 1 : end + 1].view(pieces, 64))
+
+
+def test_adult_is_scaled_by_the_training_part_and_knows_its_categories_alone(tmp_path):
+    numeric = [i in (0, 2, 4, 10, 11, 12) for i in range(14)]
+
+    def person(number, letter, income):
+        """Numbers that differ from column to column by a factor, so that each has a mean and a deviation of its own."""
+        return ", ".join([str(number * (i + 1)) if is_number else letter for i, is_number in enumerate(numeric)] + [income])
+
+    write(tmp_path / "adult" / "adult.data", [person(10, "b", "<=50K"), person(30, "a", ">50K")])
+    tests = [person(50, "a", ">50K."), person(20, "?", "<=50K."), person(0, "b", "<=50K."), ""]
+    write(tmp_path / "adult" / "adult.test", ["|1x3 Cross validator", *tests])
+    found = cl.data.load("adult", str(tmp_path))
+    assert found.train.held_out is found.test
+    for split, rows, labels in (
+        (found.train, [(-1, [0, 1]), (1, [1, 0])], [0, 1]),
+        (found.test, [(3, [1, 0]), (0, [0, 0]), (-2, [0, 1])], [1, 0, 0]),
+    ):
+        assert split.x.tolist() == [[v for is_number in numeric for v in ([z] if is_number else hot)] for z, hot in rows]
+        assert split.labels.tolist() == labels
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_missing_set_is_told(name, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -66,9 +127,6 @@ ROW = "39, State-gov, 77516, Bachelors, 13, Never-married, Adm-clerical, Not-in-
     ],
 )
 def test_a_damaged_set_is_told_by_its_line(name, file, lines, said, tmp_path):
-    path = tmp_path / file
-    path.parent.mkdir()
-    text = "".join(f"{line}\n" for line in lines).encode()
-    path.write_bytes(gzip.compress(text) if file.endswith(".gz") else text)
+    write(tmp_path / file, lines)
     with pytest.raises(BadInput, match=said):
         cl.data.load(name, str(tmp_path))
