@@ -32,7 +32,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "full": {"rounds": 50, "precision": "bfloat16"},
 }
 FEW = ("conventional", "decoupled, deep, both: as logged")
-TINY = {"data": "digits", "num_train": 64, "num_test": 32, "rounds": 1, "model": "resnet20", "batch_size": 16}
+TINY = {"model": "resnet20"}
 
 
 def cells(profile: str = "small") -> list[Cell]:
@@ -45,4 +45,4 @@ def cells(profile: str = "small") -> list[Cell]:
 
 if __name__ == "__main__":
     args = parser("authors", __doc__, profiles=PROFILES).parse_args()
-    run("authors", cells(args.profile), args, TINY, "The authors' code")
+    run("authors", cells(args.profile), args, "The authors' code", TINY)

@@ -34,10 +34,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 FEW = ("fsl_sage", "dsl_fed, lite + reconstruction, float8")
-TINY = {
-    "data": "digits", "num_train": 96, "num_test": 32, "rounds": 2, "warmup_rounds": 0, "model": "resnet8", "cut": "shallow",
-    "batch_size": 16,
-}  # fmt: skip
+TINY = {"num_train": 96, "rounds": 2, "cut": "shallow"}
 
 
 def cells() -> list[Cell]:
@@ -46,4 +43,4 @@ def cells() -> list[Cell]:
 
 
 if __name__ == "__main__":
-    run("budget", cells(), parser("budget", __doc__).parse_args(), TINY, "Bytes until an accuracy")
+    run("budget", cells(), parser("budget", __doc__).parse_args(), "Bytes until an accuracy", TINY)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import rows
@@ -19,6 +20,10 @@ from cutlayer.recipes import Recipe, load
 from cutlayer.report import Run, read, write
 
 PRECISIONS = ("float32", "bfloat16")
+TINY: dict[str, Any] = {
+    "data": "digits", "num_train": 64, "num_test": 32, "model": "resnet8", "rounds": 1, "warmup_rounds": 0, "lr_schedule": "constant",
+    "batch_size": 16, "num_threads": 1, "precision": "float32",
+}  # fmt: skip
 
 
 class Cell(NamedTuple):
@@ -73,13 +78,16 @@ def parser(name: str, about: str | None, seeds: str = "0", profiles: Iterable[st
     return found
 
 
-def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mapping[str, Any], title: str) -> None:
+def run(
+    name: str, cells: Sequence[Cell], args: argparse.Namespace, title: str, tiny: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Run the cells that are not done, seed by seed, in the order in which they are listed, and write their rows and a report.
 
+    `tiny` are a table's own fields over those of the tiny profile.
     A run that diverges has a row that says so; a cell whose input cannot be had, or that fails otherwise, is told and has none.
     """
     try:
-        _table(name, cells, args, tiny, title)
+        _table(name, cells, args, title, {**TINY, **tiny})
     except BadInput as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
@@ -87,9 +95,10 @@ def run(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mappin
         sys.exit(130)
 
 
-def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Mapping[str, Any], title: str) -> None:
+def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, title: str, tiny: Mapping[str, Any]) -> None:
     out = args.out or Path("runs") / (f"{name}-tiny" if args.tiny else name)
-    chosen = choose([cell for cell in cells if cell.tiny or not args.tiny], args.only)
+    cells = [cell for cell in cells if cell.tiny or not args.tiny]
+    chosen = choose(cells, args.only)
     if not chosen:
         where = " of the tiny profile; --tiny --list" if args.tiny else "; --list"
         raise BadInput(f"--only {args.only!r} matches no cell{where} prints them")
@@ -137,7 +146,7 @@ def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, tiny: Map
 
 def recipe_of(cell: Cell, seed: int, args: argparse.Namespace, tiny: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a cell as the arguments of a table have it run."""
-    own = {"num_threads": 1, "precision": "float32", **tiny} if args.tiny else {"data_dir": args.data_dir}
+    own = dict(tiny) if args.tiny else {"data_dir": args.data_dir}
     own |= {name: value for name in ("num_threads", "precision") if (value := getattr(args, name)) is not None}
     return load(cell.base, **{**cell.fields, "seed": seed, "device": args.device, **own})
 

@@ -23,10 +23,7 @@ HEADS: dict[str, dict[str, Any]] = {
 REBUILT = " + reconstruction"
 DECODERS: dict[str, dict[str, Any]] = {"": PLAIN, REBUILT: RECONSTRUCTED}
 LAMBDAS = ((0.1, 1), (0.5, 1), (1.0, 1), (1.0, 4), (1.0, 10))
-TINY = {
-    "data": "digits", "num_train": 64, "num_held_out": 32, "rounds": 1, "warmup_rounds": 0, "lr_schedule": "constant", "batch_size": 16,
-    "model": "resnet8",
-}  # fmt: skip
+TINY = {"num_test": None, "num_held_out": 32}
 
 
 def cell(cut: str, what: str, own: dict[str, Any], few: bool = False) -> Cell:
@@ -58,4 +55,4 @@ def cells() -> list[Cell]:
 
 
 if __name__ == "__main__":
-    run("choices", cells(), parser("choices", __doc__).parse_args(), TINY, "Choices at the cut")
+    run("choices", cells(), parser("choices", __doc__).parse_args(), "Choices at the cut", TINY)

@@ -26,9 +26,6 @@ PROFILES: dict[str, dict[str, Any]] = {
 LR = {("small", "strong"): {"lr": 0.02}}  # 110 layers do not start at 0.1 within 6 rounds of so few images
 HEAD = {"strong": {"auxiliary": "block", "reconstruction": "conv1x1"}}
 CUTS = ("shallow", "middle", "deep")
-TINY = {
-    "data": "digits", "num_train": 64, "num_test": 32, "rounds": 1, "warmup_rounds": 0, "model": "resnet8", "batch_size": 16,
-}  # fmt: skip
 
 
 def cells(profile: str = "small") -> list[Cell]:
@@ -62,4 +59,4 @@ def cells(profile: str = "small") -> list[Cell]:
 
 if __name__ == "__main__":
     args = parser("decoupled", __doc__, profiles=PROFILES).parse_args()
-    run("decoupled", cells(args.profile), args, TINY, "Decoupled split learning")
+    run("decoupled", cells(args.profile), args, "Decoupled split learning")

@@ -6,7 +6,7 @@ the head's; the quarter was chosen on held-out training images, in other runs. A
 """
 
 from cells import Cell, parser, run
-from parity import FRUGAL, TINY, decoupled
+from parity import FRUGAL, decoupled
 
 
 def cells() -> list[Cell]:
@@ -18,4 +18,4 @@ def cells() -> list[Cell]:
 
 
 if __name__ == "__main__":
-    run("exits", cells(), parser("exits", __doc__, "0,1,2").parse_args(), TINY, "Two exits")
+    run("exits", cells(), parser("exits", __doc__, "0,1,2").parse_args(), "Two exits")

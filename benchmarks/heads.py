@@ -22,9 +22,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "block + reconstruction, float8": {"auxiliary": "block", **RECONSTRUCTED, "codec": {"smashed": "float8"}},
 }
 FEW = ("conventional", "lite + reconstruction")
-TINY = {
-    "data": "digits", "num_train": 64, "num_test": 64, "rounds": 1, "warmup_rounds": 0, "lr_schedule": "constant", "batch_size": 32,
-}  # fmt: skip
 
 
 def cells() -> list[Cell]:
@@ -33,4 +30,4 @@ def cells() -> list[Cell]:
 
 
 if __name__ == "__main__":
-    run("heads", cells(), parser("heads", __doc__, "0,1,2").parse_args(), TINY, "What the auxiliary head decides")
+    run("heads", cells(), parser("heads", __doc__, "0,1,2").parse_args(), "What the auxiliary head decides")

@@ -23,9 +23,7 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 PROFILES = {"small": {"num_train": 2_500, "rounds": 60}, "full": {"num_train": 50_000, "rounds": 60}}
 FEW = ("conventional", "threshold 0.2")
-TINY = {
-    "data": "digits", "num_train": 64, "num_test": 32, "rounds": 3, "warmup_rounds": 0, "model": "resnet8", "batch_size": 16,
-}  # fmt: skip
+TINY = {"rounds": 3}
 
 
 def cells(profile: str = "small") -> list[Cell]:
@@ -42,4 +40,4 @@ def cells(profile: str = "small") -> list[Cell]:
 
 if __name__ == "__main__":
     args = parser("loss_threshold", __doc__, "0,1,2", PROFILES).parse_args()
-    run("loss_threshold", cells(args.profile), args, TINY, "Updating rarely")
+    run("loss_threshold", cells(args.profile), args, "Updating rarely", TINY)

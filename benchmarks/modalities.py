@@ -27,7 +27,7 @@ SETS: dict[str, tuple[str, dict[str, Any]]] = {
     "sst2": ("text", {"data": "sst2", "num_train": 10_000, "rounds": 4, "lr": 1e-3}),
     "shakespeare": ("characters", {"rounds": 2}),
 }
-TINY = {"data": "digits", "num_train": 64, "num_test": 32, "rounds": 1, "model": "mlp", "cut": "shallow", "batch_size": 16}
+TINY = {"model": "mlp", "cut": "shallow"}
 FEW = (("adult", "vanilla"), ("adult", "dsl_seq"))
 
 
@@ -51,4 +51,4 @@ def cells() -> list[Cell]:
 
 
 if __name__ == "__main__":
-    run("modalities", cells(), parser("modalities", __doc__).parse_args(), TINY, "Other modalities")
+    run("modalities", cells(), parser("modalities", __doc__).parse_args(), "Other modalities", TINY)

@@ -17,15 +17,6 @@ FRUGAL = {"shallow": "lite", "middle": "mlp, depth 3", "deep": "mlp, depth 3"}
 BASE: dict[str, Any] = {"precision": "bfloat16", "evaluate_every": 42}
 ROUNDS = (12, 42)
 FEW = (("all", "conventional", 42), ("shallow", FRUGAL["shallow"] + REBUILT, 42))
-TINY = {
-    "data": "digits",
-    "num_train": 64,
-    "num_test": 32,
-    "rounds": 1,
-    "warmup_rounds": 0,
-    "model": "resnet8",
-    "batch_size": 16,
-}
 
 
 def decoupled(cut: str, head: str, more: str = "", **own: Any) -> tuple[str, str, dict[str, Any]]:
@@ -51,4 +42,4 @@ def cells() -> list[Cell]:
 
 
 if __name__ == "__main__":
-    run("parity", cells(), parser("parity", __doc__, "0,1,2").parse_args(), TINY, "Decoupled against conventional")
+    run("parity", cells(), parser("parity", __doc__, "0,1,2").parse_args(), "Decoupled against conventional")

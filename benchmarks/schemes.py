@@ -22,10 +22,7 @@ OWN: dict[str, dict[str, Any]] = {
     "hosl": {"lr": 1e-3},
     "heron_sfl": {"lr": 1e-3},
 }
-TINY = {
-    "data": "digits", "num_train": 320, "num_test": 64, "rounds": 2, "warmup_rounds": 0, "lr_schedule": "constant", "batch_size": 16,
-    "model": "resnet8",
-}  # fmt: skip
+TINY = {"num_train": 320, "rounds": 2}
 
 
 def cell(partition: str, name: str, more: str = "", **changed: Any) -> Cell:
@@ -45,4 +42,4 @@ def cells() -> list[Cell]:
 
 
 if __name__ == "__main__":
-    run("schemes", cells(), parser("schemes", __doc__).parse_args(), TINY, "Every scheme side by side")
+    run("schemes", cells(), parser("schemes", __doc__).parse_args(), "Every scheme side by side", TINY)

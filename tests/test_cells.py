@@ -33,9 +33,7 @@ def table(monkeypatch, tmp_path, no_figures):
 
     def run(*names, **arguments):
         args = cells.parser("toy", "").parse_args([f"--out={tmp_path / 'runs'}", *(f"--{k}={v}" for k, v in arguments.items())])
-        cells.run(
-            "toy", [cells.Cell({"what": name}, "small-cifar10", {**FIELDS, **own[name]}) for name in names], args, {}, "Toy"
-        )
+        cells.run("toy", [cells.Cell({"what": name}, "small-cifar10", {**FIELDS, **own[name]}) for name in names], args, "Toy")
 
     run.rows = lambda: rows.read("toy")
     run.folder = lambda name: folder_of(load("small-cifar10", **{**FIELDS, **own[name]}), tmp_path / "runs")

@@ -89,8 +89,9 @@ def test_adult_is_scaled_by_the_training_part_and_knows_its_categories_alone(tmp
     numeric = [i in (0, 2, 4, 10, 11, 12) for i in range(14)]
 
     def person(number, letter, income):
-        """Numbers that differ from column to column by a factor, so that each has a mean and a deviation of its own."""
-        return ", ".join([str(number * (i + 1)) if is_number else letter for i, is_number in enumerate(numeric)] + [income])
+        """Numbers that differ from column to column by a factor, so that each has a mean and a deviation of its own, but for one."""
+        numbers = {i: 7 if i == 11 else number * (i + 1) for i in range(14) if numeric[i]}
+        return ", ".join([str(numbers.get(i, letter)) for i in range(14)] + [income])
 
     write(tmp_path / "adult" / "adult.data", [person(10, "b", "<=50K"), person(30, "a", ">50K")])
     tests = [person(50, "a", ">50K."), person(20, "?", "<=50K."), person(0, "b", "<=50K."), ""]
@@ -101,7 +102,7 @@ def test_adult_is_scaled_by_the_training_part_and_knows_its_categories_alone(tmp
         (found.train, [(-1, [0, 1]), (1, [1, 0])], [0, 1]),
         (found.test, [(3, [1, 0]), (0, [0, 0]), (-2, [0, 1])], [1, 0, 0]),
     ):
-        assert split.x.tolist() == [[v for is_number in numeric for v in ([z] if is_number else hot)] for z, hot in rows]
+        assert split.x.tolist() == [[v for i in range(14) for v in ([z * (i != 11)] if numeric[i] else hot)] for z, hot in rows]
         assert split.labels.tolist() == labels
 
 

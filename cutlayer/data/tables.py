@@ -69,8 +69,9 @@ def _columns(train: list[list[str]], test: list[list[str]]) -> tuple[np.ndarray,
     for i, (mine, theirs) in enumerate(zip(zip(*train, strict=True), zip(*test, strict=True), strict=True)):
         if i in NUMBERS:
             numbers = np.array(mine, dtype=np.float64)
+            scale = numbers.std() or 1.0  # a column of one number is left at zero
             for into, column in zip(both, (mine, theirs), strict=True):
-                into.append(((np.array(column, dtype=np.float64) - numbers.mean()) / numbers.std())[:, None])
+                into.append(((np.array(column, dtype=np.float64) - numbers.mean()) / scale)[:, None])
         else:
             known = sorted(set(mine))
             for into, column in zip(both, (mine, theirs), strict=True):
