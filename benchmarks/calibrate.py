@@ -14,7 +14,6 @@ import os
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import rows
+from processes import command, cutlayer, ended, free_port
 from rich.console import Console
 
 from cutlayer.recipes import load
@@ -119,28 +119,18 @@ def namespaces(up: float, down: float, latency: float, loss: float = 0.1) -> Ite
 def measured(scheme: str, line: Callable[[int], Any] | None, netem: tuple[float, float, float] | None = None) -> dict[str, Any]:
     """Run a recipe over gRPC and return its summary and records."""
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in {**FIELDS, "scheme": scheme}.items()]
-    env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    start = [sys.executable, "-m", "cutlayer.cli"]
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*start, "certs", "demo", f"{folder}/certs"], check=True, capture_output=True)
+        ended(cutlayer("certs", "demo", f"{folder}/certs"))
         keys = {
             who: [f"--ca={folder}/certs/ca.pem", f"--cert={folder}/certs/{who}.pem", f"--key={folder}/certs/{who}.key"]
             for who in ("server", "client0")
         }
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         with namespaces(*netem) if netem else _here() as (at_server, at_client, host):
-            out = [f"--out={folder}/server"]
-            serve = [*at_server, *start, "serve", "demo", *flags, f"--listen={host}:{port}", *keys["server"], *out]
-            server = subprocess.Popen(serve, env=env, stdout=subprocess.PIPE)
-            where = f"{host}:{line(port).port if line else port}"
-            client = subprocess.Popen(
-                [*at_client, *start, "join", "demo", *flags, f"--server={where}", "--as=client0", *keys["client0"], f"--out={folder}/c"],
-                env=env, stdout=subprocess.PIPE,
-            )  # fmt: skip
-            said = [process.communicate(timeout=300)[0] for process in (server, client)]
-            if server.returncode or client.returncode:
-                raise SystemExit("\n".join(words.decode() for words in said))
+            serve = cutlayer("serve", "demo", *flags, f"--listen={host}:{port}", *keys["server"], f"--out={folder}/server")
+            where = [f"--server={host}:{line(port).port if line else port}", "--as=client0"]
+            join = cutlayer("join", "demo", *flags, *where, *keys["client0"], f"--out={folder}/c")
+            ended([*at_server, *serve], [*at_client, *join])
         records = [json.loads(row) for row in Path(folder, "server", "records.jsonl").read_text().splitlines()]
         return {"records": records, **json.loads(Path(folder, "server", "summary.json").read_text())}
 
@@ -199,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

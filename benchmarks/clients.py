@@ -10,14 +10,13 @@ import argparse
 import json
 import re
 import statistics
-import subprocess
 import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import rows
-from processes import ENVIRONMENT, cutlayer, mpiexec
+from processes import command, cutlayer, ended, mpiexec
 from rich.console import Console
 
 SCHEMES = {name: ["--scheme", name] for name in ("vanilla", "u_shaped", "splitfed_v1", "splitfed_v2", "splitfed_v3")}
@@ -29,12 +28,10 @@ TINY = "--data digits --num-train 64 --num-test 32 --rounds 3 --warmup-rounds 0 
 
 def measure(transport: str, n: int, words: list[str], folder: Path) -> dict[str, Any]:
     """Run a recipe with n clients and return its seconds a round, the peak of the server's memory in bytes, and its accuracy."""
-    command = cutlayer("run", *words, "--num-clients", str(n), "--out", str(folder))
+    run = cutlayer("run", *words, "--num-clients", str(n), "--out", str(folder))
     if transport == "mpi":
-        command = [*mpiexec(1 + n), *command, "--transport", "mpi"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=1800, check=False)
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
+        run = [*mpiexec(1 + n), *run, "--transport", "mpi"]
+    ended(run)
     summary = json.loads((folder / "summary.json").read_text())
     ends = [json.loads(line)["seconds_total"] for line in (folder / "records.jsonl").read_text().splitlines()]
     seconds = [later - sooner for sooner, later in pairwise(ends)]
@@ -77,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -7,13 +7,11 @@ between the ends of the first and the second round, each with an evaluation of 5
 
 import argparse
 import json
-import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import rows
-from processes import ENVIRONMENT, cutlayer, mpiexec
+from processes import command, cutlayer, ended, free_port, mpiexec, positive
 from rich.console import Console
 
 SCHEMES = {
@@ -24,43 +22,26 @@ SIZE = "--num-train 10000 --num-test 500 --evaluate-every 1 --rounds 2 --warmup-
 TINY = "--data digits --num-train 128 --model resnet8 --num-test 64 --rounds 2 --warmup-rounds 0".split()
 
 
-def go(command: list[str], **how: Any) -> "subprocess.Popen[str]":
-    """Start a process whose words are kept for when it fails."""
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
-
-
-def ended(*processes: "subprocess.Popen[str]") -> None:
-    """Wait for processes, and show what they said if one failed."""
-    for process in processes:
-        said, _ = process.communicate(timeout=1200)
-        if process.returncode:
-            raise SystemExit(said)
-
-
 def run(transport: str, words: list[str], folder: Path) -> float:
     """Run a recipe on a transport and return the seconds of its second round."""
     out = folder / "server"
     if transport == "inprocess":
-        ended(go(cutlayer("run", *words, "--num-threads", "2", "--out", str(out)), env=ENVIRONMENT))
+        ended(cutlayer("run", *words, "--num-threads", "2", "--out", str(out)))
     elif transport == "mpi":
-        ended(
-            go(
-                mpiexec(2) + cutlayer("run", *words, "--num-threads", "1", "--transport", "mpi", "--out", str(out)),
-                env=ENVIRONMENT,
-            )
-        )
+        ended(mpiexec(2) + cutlayer("run", *words, "--num-threads", "1", "--transport", "mpi", "--out", str(out)))
     else:
-        ended(go(cutlayer("certs", "demo", str(folder / "certs"))))
+        ended(cutlayer("certs", "demo", str(folder / "certs")))
         certs = folder / "certs"
         keys = {
             who: ["--ca", str(certs / "ca.pem"), "--cert", str(certs / f"{who}.pem"), "--key", str(certs / f"{who}.key")]
             for who in ("server", "client0")
         }
-        where, both = "127.0.0.1:7919", [*words, "--num-threads", "1"]
-        server = go(cutlayer("serve", *both, "--listen", where, "--out", str(out), *keys["server"]), env=ENVIRONMENT)
+        where, both = f"127.0.0.1:{free_port()}", [*words, "--num-threads", "1"]
         mine = ["--server", where, "--as", "client0", "--out", str(folder / "client0"), *keys["client0"]]
-        client = go(cutlayer("join", *both, *mine), env=ENVIRONMENT)
-        ended(server, client)
+        ended(
+            cutlayer("serve", *both, "--listen", where, "--out", str(out), *keys["server"]),
+            cutlayer("join", *both, *mine),
+        )
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     return float(records[1]["seconds_total"] - records[0]["seconds_total"])
 
@@ -71,6 +52,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--tiny", action="store_true", help="decoupled on digits, once, without rows, whatever --repeats says")
     args = parser.parse_args()
+    positive(args, "repeats")
     for repeat in range(1 if args.tiny else args.repeats):
         for scheme, own in list(SCHEMES.items())[-1 if args.tiny else 0 :]:
             for transport in ("inprocess", "mpi", "grpc"):
@@ -87,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

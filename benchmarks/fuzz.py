@@ -16,6 +16,7 @@ from pathlib import Path
 
 import rows
 import torch
+from processes import command, positive
 from rich.console import Console
 
 from cutlayer.errors import BadInput
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="three seconds of either kind, and no rows")
     args = parser.parse_args()
+    positive(args, "seconds")
     seconds, rng, console = 3.0 if args.tiny else args.seconds, random.Random(args.seed), Console()
     console.print(f"seed {args.seed}")
     recipe = make(RECIPE)
@@ -92,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         serving = Serving(recipe, Path(folder) / "server", listen="127.0.0.1:0")
         found = []
-        thread = threading.Thread(target=lambda: found.append(serving.run()))
+        thread = threading.Thread(target=lambda: found.append(serving.run()), daemon=True)
         thread.start()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         talks = port(serving.gate.port, seconds, rng)
@@ -101,7 +103,9 @@ def main() -> None:
         assert not serving.host.there, "somebody was let in"
         where = f"127.0.0.1:{serving.gate.port}"
         clients = [
-            threading.Thread(target=join, args=(recipe, Path(folder) / name), kwargs={"server": where, "name": name})
+            threading.Thread(
+                target=join, args=(recipe, Path(folder) / name), kwargs={"server": where, "name": name}, daemon=True
+            )
             for name in serving.names
         ]
         for each in [*clients]:
@@ -126,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import rows
 from clients import measure
+from processes import command
 from rich.console import Console
 from slperf import SETS, TAILED
 
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -9,7 +9,6 @@ import argparse
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import rows
 import torch
+from processes import ENVIRONMENT, command, free_port, positive, starting
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -113,35 +113,29 @@ def party(at: int, words: list[str]) -> int:
 def trial(folder: Path, schedule: str, victim: str, returns: bool, at: int) -> dict[str, Any]:
     """Run one trial and return what happened; raises AssertionError if a weight differs, or a party hangs or fails."""
     recipe = recipe_of(schedule)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = [f"--{k.replace('_', '-')}={v!s}" for k, v in {**FIELDS, "scheme": SCHEDULES[schedule]}.items() if k != "data"]
     base = ["demo", *flags, "--insecure"]
     words = {"server": ["serve", *base, f"--listen=127.0.0.1:{port}", f"--patience={PATIENCE_S if not returns else 60}"]}
     words |= {name: ["join", *base, f"--server=127.0.0.1:{port}", f"--as={name}"] for name in NAMES}
-    env = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(Path(__file__).parent.parent)}
-
-    def start(name: str, kill_at: int) -> subprocess.Popen[bytes]:
-        out = [f"--out={folder / name}"]
-        with (folder / f"{name}.log").open("ab") as log:
-            command = [sys.executable, __file__, "--party", str(kill_at), *words[name], *out]
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+    env = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parent.parent)}
 
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
-    running = {name: start(name, at if name == victim else 0) for name in ("server", *NAMES)}
-    try:
+    with starting() as start:
+
+        def go(name: str, kill_at: int) -> "subprocess.Popen[str]":
+            with (folder / f"{name}.log").open("ab") as log:
+                own = [sys.executable, __file__, "--party", str(kill_at), *words[name], f"--out={folder / name}"]
+                return start(own, stdout=log, env=env)
+
+        running = {name: go(name, at if name == victim else 0) for name in ("server", *NAMES)}
         assert running[victim].wait(LIMIT_S) == -signal.SIGKILL, f"{victim} ended before it was killed"
         if returns:
-            running[victim] = start(victim, 0)
+            running[victim] = go(victim, 0)
         for name, process in running.items():
             code = process.wait(LIMIT_S)
             assert code == 0 or (name == victim and not returns), f"{name} ended with {code}: {(folder / name).name}.log"
-    finally:
-        for process in running.values():
-            process.kill()
-            process.wait()
     log = (folder / "server.log").read_text()
     if returns:
         wanted = {name: module.state_dict() for name, module in run_recipe(recipe).modules.items()}
@@ -184,6 +178,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keep the trials' folders here")
     parser.add_argument("--tiny", action="store_true", help="one trial of either kind, and no rows")
     args = parser.parse_args()
+    positive(args, "trials")
     console = Console()
     console.print(f"seed {args.seed}")
     generator = torch.Generator().manual_seed(args.seed)
@@ -202,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

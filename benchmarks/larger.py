@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import rows
 from PIL import Image
+from processes import command, positive
 from rich.console import Console
 
 from cutlayer.estimate import estimate
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--tiny", action="store_true", help="the deepest cut and batches of 2, without rows")
     args = parser.parse_args()
+    positive(args, "batch_size")
     size = 2 if args.tiny else args.batch_size
     with tempfile.TemporaryDirectory() as folder:
         images = generated(Path(folder), 2 * size)
@@ -75,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -6,9 +6,7 @@ weights have to be the same bits. Files of one's own are not augmented. Row: res
 """
 
 import argparse
-import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 import rows
 import torch
+from processes import ENVIRONMENT, command, free_port, positive, starting
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -67,28 +66,27 @@ def _tensors(source: Any, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 def train(folder: Path, out: str, recipe: list[str], kill_at: int) -> float:
     """Run the three to the end and return the seconds; bob kills himself at a batch (0: never) and is started again."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    env = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(Path(cl.__file__).parent.parent)}
+    port, env = free_port(), {**ENVIRONMENT, "PYTHONPATH": str(Path(cl.__file__).parent.parent)}
+    with starting() as start:
 
-    def start(name: str, at: int) -> "subprocess.Popen[bytes]":
-        words = ["serve", *recipe, f"--listen=127.0.0.1:{port}", "--clients=alice,bob"]
-        if name != "server":
-            words = ["join", *recipe, f"--server=127.0.0.1:{port}", f"--as={name}"]
-        words += ["--data=own_data:data", "--ca=ca.pem", f"--cert={name}.pem", f"--key={name}.key", f"--out={out}"]
-        with (folder / name / f"{out}.log").open("ab") as log:
-            party = [sys.executable, str(Path(__file__).with_name("kill.py")), "--party", str(at), *words]
-            return subprocess.Popen(party, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=folder / name)
+        def go(name: str, at: int) -> "subprocess.Popen[str]":
+            words = ["serve", *recipe, f"--listen=127.0.0.1:{port}", "--clients=alice,bob"]
+            if name != "server":
+                words = ["join", *recipe, f"--server=127.0.0.1:{port}", f"--as={name}"]
+            words += ["--data=own_data:data", "--ca=ca.pem", f"--cert={name}.pem", f"--key={name}.key", f"--out={out}"]
+            with (folder / name / f"{out}.log").open("ab") as log:
+                party = [sys.executable, str(Path(__file__).with_name("kill.py")), "--party", str(at), *words]
+                return start(party, stdout=log, env=env, cwd=folder / name)
 
-    begin = time.monotonic()
-    running = {name: start(name, kill_at if name == "bob" else 0) for name in NAMES}
-    if kill_at:
-        assert running["bob"].wait() == -signal.SIGKILL
-        running["bob"] = start("bob", 0)
-    for name, process in running.items():
-        if process.wait():
-            raise SystemExit((folder / name / f"{out}.log").read_text())
-    return time.monotonic() - begin
+        begin = time.monotonic()
+        running = {name: go(name, kill_at if name == "bob" else 0) for name in NAMES}
+        if kill_at:
+            assert running["bob"].wait() == -signal.SIGKILL
+            running["bob"] = go("bob", 0)
+        for name, process in running.items():
+            if process.wait():
+                raise SystemExit((folder / name / f"{out}.log").read_text())
+        return time.monotonic() - begin
 
 
 def main() -> None:
@@ -98,6 +96,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--tiny", action="store_true", help="digits, and no row")
     args = parser.parse_args()
+    positive(args, "rounds")
     num_train, num_test = (96, 32) if args.tiny else (10_000, 10_000)
     data = cl.data.load("digits" if args.tiny else "cifar10", args.data_dir)
     recipe = [
@@ -129,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -18,6 +18,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "examples")]
 import rows
 from plain_split import Conventional, Decoupled
+from processes import command, positive
 
 import cutlayer as cl
 from cutlayer.client import Batches
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a few small batches, to see that it works")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    positive(args, "threads")
     at_once = two_threads_run_at_once()
     print(f"two busy threads take {at_once:.2f} times as long as one")
     if at_once > 1.5 and not args.tiny:
@@ -128,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

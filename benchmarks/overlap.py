@@ -24,6 +24,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent)]
 import rows
+from processes import command
 
 import cutlayer as cl
 from cutlayer.client import Batches, Client
@@ -102,7 +103,7 @@ def on_threads(parties: Parties, batch: Batch, batches: int, latency: float, cor
             yield from method.step(client, batch)
             client.step += 1
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)  # if this one fails, nobody sends it an end
     share = [batches // len(parties.clients)] * len(parties.clients)
     lives = {c.id: life(c, m, n) for c, m, n in zip(parties.clients, parties.methods, share, strict=True)}
     ready: deque[tuple[int, Any]] = deque((k, None) for k in lives)
@@ -220,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -8,7 +8,6 @@ small message is half a round trip of 64 bytes minus the bare one's. Medians of 
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,9 +19,10 @@ from typing import Any
 
 import rows
 import torch
-from processes import ENVIRONMENT, mpiexec
+from processes import command, ended, mpiexec, positive, starting
 from rich.console import Console
 
+from cutlayer.errors import unknown
 from cutlayer.transports.session import CHUNK_BYTES
 from cutlayer.wire import Message, Packed, loads, pack
 
@@ -109,19 +109,14 @@ def grpc_table(repeats: int, shrink: int) -> dict[str, dict[str, list[float]]]:
 
     from cutlayer.certs import Authority
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, starting() as start:
         authority = Authority(Path(folder))
         for name in ("server", "client0"):
             authority.issue(name)
-        receiver = subprocess.Popen(
-            [sys.executable, __file__, "--receive", folder], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
-        )
+        receiver = start([sys.executable, __file__, "--receive", folder], stderr=None)
         assert receiver.stdout is not None
         ports = json.loads(receiver.stdout.readline())
-        try:
-            return _send(Path(folder), ports, repeats, shrink)
-        finally:
-            receiver.kill()
+        return _send(Path(folder), ports, repeats, shrink)
 
 
 def _tls(folder: Path, name: str) -> Any:
@@ -235,6 +230,7 @@ def main() -> None:
     parser.add_argument("--ranks", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--receive", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    positive(args, "repeats")
     repeats, shrink = (1, 16) if args.tiny else (args.repeats, 1)
     if args.receive:
         receive(args.receive)
@@ -243,14 +239,16 @@ def main() -> None:
         return
     import json
 
-    for transport in args.transports.split(","):
+    transports = args.transports.split(",")
+    for transport in transports:
+        if transport not in ("mpi", "grpc"):
+            raise unknown("transport", transport, ("mpi", "grpc"))
+    for transport in transports:
         if transport == "mpi":
             words = [*mpiexec(2), sys.executable, __file__, "--ranks"]
             words += ["--tiny"] if args.tiny else ["--repeats", str(repeats)]
-            done = subprocess.run(words, capture_output=True, text=True, check=True, env=ENVIRONMENT)
-            table = json.loads(
-                next(line for line in done.stdout.splitlines() if line.startswith("TABLE ")).removeprefix("TABLE ")
-            )
+            said = ended(words)
+            table = json.loads(next(line for line in said.splitlines() if line.startswith("TABLE ")).removeprefix("TABLE "))
         else:
             table = grpc_table(repeats, shrink)
         for name, both in table.items():
@@ -266,4 +264,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)
