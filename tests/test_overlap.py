@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import cutlayer as cl
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.meter import Meter
 from cutlayer.recipes.recipe import make
+from cutlayer.transports.behind import Overlapped
 
 QUICK = {"rounds": 3, "batch_size": 4, "num_threads": 1, "lr": 0.05}
 HEAD = {"auxiliary": "mlp", "auxiliary_width": 8}
@@ -124,3 +126,22 @@ def test_a_run_that_overlaps_can_be_stopped_and_goes_on(tmp_path):
     whole = train(recipe, parts, clients, Task())
     broken, _ = until_done(recipe, parts, clients, tmp_path, Task())
     assert all(equal(whole.modules[name], broken.modules[name]) for name in whole.modules)
+
+
+def test_who_closes_waits_for_the_step_that_is_computed_and_drops_the_others():
+    """An interpreter that ends beside a thread that computes is aborted."""
+    begun, served = threading.Event(), []
+
+    def serve(i):
+        begun.set()
+        time.sleep(0.1)
+        served.append(i)
+        return []
+
+    behind = Overlapped(4, cuda=False)
+    for i in range(4):
+        behind.put(partial(serve, i))
+    begun.wait(5)
+    behind.close()
+    assert not behind.thread.is_alive()
+    assert served == [0]

@@ -47,6 +47,7 @@ class Overlapped:
         self.queue: queue.Queue[Serve | None] = queue.Queue(bound)
         self.replies: list[Message] = []
         self.error: BaseException | None = None
+        self.closed = False
         self.stream = torch.cuda.Stream() if cuda else None
         self.core = core
         self.thread = threading.Thread(target=self._serve, name="cutlayer-server", daemon=True)
@@ -88,7 +89,7 @@ class Overlapped:
         with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
             while (serve := self.queue.get()) is not None:
                 try:
-                    if self.error is None:  # after an error what is left is only taken off, so that nobody waits for ever
+                    if self.error is None and not self.closed:  # else what is left is only taken off: nobody waits for ever
                         self.replies += serve()
                 except BaseException as error:
                     self.error = error
@@ -96,5 +97,7 @@ class Overlapped:
                     self.queue.task_done()
 
     def close(self) -> None:
-        """Let the thread end when it has served what it was given."""
+        """Drop what is not served yet and wait for what is: a thread that computes aborts an interpreter that ends."""
+        self.closed = True
         self.queue.put(None)
+        self.thread.join()
