@@ -106,7 +106,9 @@ def schemes(figure: Figure) -> bool:
     panels[1].set(xlabel="simulated minutes (20/50 Mbit/s, 30 ms)")
     panels[1].set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
     panels[1].minorticks_off()
-    figure.suptitle("Every scheme: five clients, 12 rounds of 10,000 images (names of close points: the highest first)", fontsize=10)
+    figure.suptitle(
+        "Every scheme: five clients, 12 rounds of 10,000 images (names of close points: the highest first)", fontsize=10
+    )
     return bool(found)
 
 

@@ -18,7 +18,8 @@ from cutlayer.transports.grpc_client import NetworkLine
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-def test_local_answers_are_those_of_the_auxiliary_head_and_it_is_said(tmp_path):
+def test_local_answers_are_those_of_the_auxiliary_head_and_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("cutlayer.predict.BATCH", 5)  # of 16 samples, so that the last one is smaller
     recipe = make({**BASE, "scheme": "locsplitfed", "rounds": 1})
     result, _ = over_grpc(recipe, tmp_path)
     said = []
