@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from cells import Cell, of, plateau, reached
 from columns import BYTES, Column, accuracy, peak, size
-from result_rows import Row, table, training_bytes
+from result_rows import Row, newest, table, training_bytes
 from rows import labelled
 from slperf import TARGETS, cells as slperf_cells
 
@@ -87,16 +87,16 @@ def slperf(found: Sequence[Row]) -> str:
     """Return a line for each task and scheme, with the last five accuracies and the line of the row under every partition."""
     cells = {tuple(cell.labels[key] for key in ("task", "what", "partition")): cell for cell in slperf_cells()}
     partitions = list(dict.fromkeys(partition for _, _, partition in cells))
-    newest = {(row["task"], row["what"], row["partition"]): (i, row) for i, row in enumerate(found, 1)}
+    there = newest(found, "task", "what", "partition")
     heads = ["task", "what", *(f"{partition}, %" for partition in partitions), "up / down", "seconds"]
     lines = []
     for task, what in dict.fromkeys(cell[:2] for cell in cells):
-        values = [_cell(cells.get((task, what, p)), *newest.get((task, what, p), ())) for p in partitions]
-        there = [newest[task, what, p][1] for p in partitions if (task, what, p) in newest]
-        row = next((row for row in there if "failed" not in row), None)
+        values = [_cell(cells.get((task, what, p)), *there.get((task, what, p), ())) for p in partitions]
+        done = [there[task, what, p][1] for p in partitions if (task, what, p) in there]
+        row = next((row for row in done if "failed" not in row), None)
         costs = [BYTES["up / down"]([(row, None)]), f"{row['seconds_total']:.0f}"] if row else ["", ""]
         lines.append([task, what, *values, *costs])
-    missing = [cell for cell in cells if cell not in newest]
+    missing = [cell for cell in cells if cell not in there]
     aims = ", ".join(f"{task} {100 * level:.0f} %" for task, level in TARGETS.items())
     return table(heads, lines) + f"\n\nTargets: {aims}." + absent("slperf", missing, len(cells))
 
@@ -114,17 +114,17 @@ def _cell(cell: Cell | None, number: int = 0, row: Row | None = None) -> str:
 
 def clients(found: Sequence[Row]) -> str:
     """Return seconds a round and the server's memory by transport, scheme and number of clients."""
-    newest = {(row["transport"], row["scheme"], row["clients"]): row | {"line": i} for i, row in enumerate(found, 1)}
-    numbers = sorted({n for _, _, n in newest})
+    there = {key: row | {"line": i} for key, (i, row) in newest(found, "transport", "scheme", "clients").items()}
+    numbers = sorted({n for _, _, n in there})
     heads = ["transport", "scheme", *(f"{n} client{'s' * (n > 1)}" for n in numbers)]
     lines = []
-    for transport, scheme in dict.fromkeys((t, s) for t, s, _ in newest):
-        rows = [newest.get((transport, scheme, n)) for n in numbers]
+    for transport, scheme in dict.fromkeys((t, s) for t, s, _ in there):
+        rows = [there.get((transport, scheme, n)) for n in numbers]
         values = [f"{row['seconds']:.1f} s, {size(row['server_bytes'])} L{row['line']}" if row else "not run" for row in rows]
         lines.append([transport, scheme, *values])
-    pairs = [(row, newest.get(("inprocess", *key[1:]))) for key, row in newest.items() if key[0] != "inprocess"]
+    pairs = [(row, there.get(("inprocess", *key[1:]))) for key, row in there.items() if key[0] != "inprocess"]
     same = [row["accuracy"] == other["accuracy"] for row, other in pairs if other]
-    arithmetic = " and ".join(sorted({row["precision"] for row in newest.values()}))
+    arithmetic = " and ".join(sorted({row["precision"] for row in there.values()}))
     return (
         table(heads, lines) + f"\n\nIn {arithmetic}. The accuracy is that of one process in {sum(same)} of {len(same)} cells."
     )
@@ -132,8 +132,8 @@ def clients(found: Sequence[Row]) -> str:
 
 def graphs(found: Sequence[Row]) -> str:
     """Return seconds a round of every scheme on every graph set in one process and under MPI, and whether accuracies are the same."""
-    newest = {(row["set"], row["scheme"], row["transport"]): row | {"line": i} for i, row in enumerate(found, 1)}
-    pairs = {key[:2]: [newest.get((*key[:2], transport)) for transport in ("inprocess", "mpi")] for key in newest}
+    there = {key: row | {"line": i} for key, (i, row) in newest(found, "set", "scheme", "transport").items()}
+    pairs = {key[:2]: [there.get((*key[:2], transport)) for transport in ("inprocess", "mpi")] for key in there}
     schemes = list(dict.fromkeys(scheme for _, scheme in pairs))
     lines = []
     for name in dict.fromkeys(name for name, _ in pairs):
@@ -152,7 +152,7 @@ def graphs(found: Sequence[Row]) -> str:
 def larger(found: Sequence[Row]) -> str:
     """Return what an epoch of ImageNet costs at each cut."""
     lines = []
-    for number, row in {(row["cut"], row["what"]): (i, row) for i, row in enumerate(found, 1)}.values():
+    for number, row in newest(found, "cut", "what").values():
         sent = " / ".join(size(row["epoch_bytes"].get(way, 0)) for way in ("up", "down"))
         held = f"{peak(row, 'client', 'server')}, {row['batch_size']}"
         lines.append([row["cut"], row["what"], sent, held, f"{row['seconds_per_batch']:.1f}", f"L{number}"])
@@ -163,7 +163,7 @@ def larger(found: Sequence[Row]) -> str:
 def overhead(found: Sequence[Row]) -> str:
     """Return what the package costs over raw PyTorch."""
     lines = []
-    for method, (number, row) in {row["method"]: (i, row) for i, row in enumerate(found, 1)}.items():
+    for (method,), (number, row) in newest(found, "method").items():
         low, high = row["interval_95"]
         ms = row["ms_per_step"]
         ratio, both = f"{row['median_ratio']:.3f}", [f"{ms[who]:.1f}" for who in ("package", "twin")]
@@ -174,7 +174,7 @@ def overhead(found: Sequence[Row]) -> str:
 
 def overlap(rows: Sequence[Row]) -> str:
     """Return what a client saves that waits for nobody."""
-    found = {row["cut"]: row | {"line": i} for i, row in enumerate(rows, 1)}
+    found = {cut: row | {"line": i} for (cut,), (i, row) in newest(rows, "cut").items()}
     cuts = [f"{cut} L{row['line']}" for cut, row in found.items()]
     names = dict.fromkeys(name for row in found.values() for name in row["ms_per_batch"])
     times = [[name, *(f"{row['ms_per_batch'][name]:.0f}" for row in found.values())] for name in names]

@@ -18,6 +18,11 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     return "\n".join([first, "|---" * len(heads) + "|", *others])
 
 
+def newest(found: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], tuple[int, Row]]:
+    """Return for the values of some fields the newest row that has them, and its line."""
+    return {tuple(row[key] for key in keys): (i, row) for i, row in enumerate(found, 1)}
+
+
 def finished(name: str) -> list[Row]:
     """Return the rows of runs that did not fail."""
     return [row for row in read(name) if "failed" not in row]

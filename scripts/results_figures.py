@@ -88,9 +88,8 @@ def schemes(figure: Figure) -> bool:
     for ax, partition in zip(panels, ("iid", "dirichlet"), strict=True):
         newest = {row["scheme"]: row for row in found if row["partition"] == partition}
         groups: list[tuple[float, float, list[str]]] = []
-        for name, row in sorted(
-            newest.items(), key=lambda item: -item[1]["accuracy_last5"]
-        ):  # names from the highest point down
+        for name in sorted(newest, key=lambda name: -newest[name]["accuracy_last5"]):
+            row = newest[name]
             x, y = row["simulated"]["seconds"] / 60, 100 * row["accuracy_last5"]
             near = next((names for gx, gy, names in groups if abs(math.log(x / gx)) < 0.15 and abs(y - gy) < 3.8), None)
             if near is None:
@@ -99,8 +98,8 @@ def schemes(figure: Figure) -> bool:
                 near.append(name)
             ax.plot(x, y, "o", color="tab:blue")
         for x, y, names in groups:
-            where = {"xytext": (5, 4), "va": "top"} if len(names) > 1 else {"xytext": (5, 4)}
-            ax.annotate("\n".join(names), (x, y), textcoords="offset points", fontsize=7, **where)
+            side = "top" if len(names) > 1 else "baseline"
+            ax.annotate("\n".join(names), (x, y), (5, 4), textcoords="offset points", fontsize=7, va=side)
         ax.set(xscale="log", ylabel=f"last five, %, {partition}", xlim=(1.5, 150))
         ax.margins(y=0.12)
     panels[1].set(xlabel="simulated minutes (20/50 Mbit/s, 30 ms)")

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from epoch import SCHEMES as EPOCH
-from result_rows import Row, table
+from result_rows import Row, newest, table
 
 
 def kill(found: Sequence[Row]) -> str:
@@ -42,9 +42,8 @@ def fuzz(found: Sequence[Row]) -> str:
 
 
 def throughput(found: Sequence[Row]) -> str:
-    newest = {(row["transport"], row["what"]): (i, row) for i, row in enumerate(found, 1)}
     lines = []
-    for (transport, what), (number, row) in newest.items():
+    for (transport, what), (number, row) in newest(found, "transport", "what").items():
         new = f"{row['ratio_new']:.3f}" if "ratio_new" in row else ""
         bare = f"{row['bare']:.3g} {row['unit']}"
         lines.append([transport, what, bare, f"{row['ours']:.3g}", f"{row['ratio']:.3f}", new, f"L{number}"])
