@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from unittest.mock import Mock
 
 import pytest
@@ -246,8 +246,32 @@ def test_an_idle_connection_is_kept_alive_and_not_opened_anew(tmp_path):
     time.sleep(4.0)
     net.join("client1", keepalive_s=1.0)
     net.wait()
-    assert not net.said("no connection")
-    assert not net.said("again")
+    assert not net.said("no connection"), net.lines
+    assert not net.said("again"), net.lines
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["end", "stop"])
+def test_a_client_that_is_slow_after_the_last_word_does_not_miss_the_server(fails, tmp_path, monkeypatch):
+    leave = NetworkLine.close
+
+    def late(line):
+        time.sleep(1.0)
+        leave(line)
+
+    def watch(serving):
+        if fails and serving.host.server.schedule.active == 1:
+            raise RunFailed("no more")
+
+    monkeypatch.setattr(NetworkLine, "close", late)
+    net = Net(RELAY, tmp_path)
+    net.serving.watch = watch
+    net.join("client0")
+    net.join("client1")
+    with pytest.raises(RunFailed, match="no more") if fails else nullcontext():
+        net.wait()
+    for thread in net.threads:
+        thread.join(15.0)
+    assert not net.said("no connection"), net.lines
 
 
 def test_the_server_is_started_again_and_clients_come_by_themselves(tmp_path):

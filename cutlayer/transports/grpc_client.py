@@ -112,10 +112,12 @@ class NetworkLine:
 
     def _look(self, received: Received) -> Packed | None:
         """Return a frame; raises what a record tells to do."""
+        told = received.told
+        if told.get("kind") in ("end", "stop"):
+            self.over = True  # before the server hears that this was taken, because then it closes the connection
         self.session.take(received)
         if received.frame is not None:
             return loads(received.frame, checked=False)
-        told = received.told
         if told["kind"] == "stop":
             raise RunFailed(told["why"])
         if told["kind"] == "end":
