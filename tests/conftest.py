@@ -15,6 +15,7 @@ from cutlayer.run import Paused, train
 from cutlayer.streams import stream
 
 ROOT = Path(__file__).resolve().parent.parent
+QUICK = "--num-train 64 --num-test 32 --rounds 2 --warmup-rounds 0 --model resnet8 --batch-size 16".split()
 
 
 def real_data():
