@@ -12,6 +12,7 @@ from cutlayer.runs import interval
 
 Pair = tuple[Row, Row | None]
 Column = Callable[[Sequence[Pair]], str]
+CLIENT = ("bottom", "auxiliary", "decoder", "regressor", "tail")
 CROSSING = (("up", "smashed"), ("up", "labels"), ("down", "cut_grad"))
 
 
@@ -130,10 +131,16 @@ def until(level: float) -> Column:
 
 
 def seconds(row: Row) -> str:
-    """Return the seconds of both sides' passes, of codecs, and of clients that wait."""
+    """Return the seconds of both sides' passes, forward + backward, of codecs, and of clients that wait."""
     spent = row["seconds"]
-    sides = [spent[f"{side}_forward"] + spent[f"{side}_backward"] for side in ("client", "server")]
-    return " / ".join(f"{value:.0f}" for value in (*sides, spent["codec"], spent["wait"]))
+    sides = [" + ".join(f"{spent[f'{side}_{way}']:.0f}" for way in ("forward", "backward")) for side in ("client", "server")]
+    return " / ".join((*sides, *(f"{spent[what]:.0f}" for what in ("codec", "wait"))))
+
+
+def holding(row: Row) -> str:
+    """Return what a client holds: multiply-adds of a sample's forward pass through all of it, its parameters, and its peak."""
+    macs, parameters = (sum(row[what].get(part, 0) for part in CLIENT) for what in ("macs_per_sample", "parameters"))
+    return f"{macs / 1e6:.2f} M / {parameters:,} / {peak(row, 'client')}"
 
 
 def peak(row: Row, *sides: str) -> str:
@@ -156,6 +163,7 @@ def in_one_process(row: Row) -> str:
 
 LAST5: dict[str, Column] = {"last five, %": accuracies("accuracy_last5")}
 FINAL: dict[str, Column] = {"final, %": accuracies("accuracy_final")}
+PEAK: dict[str, Column] = {"peak, %": accuracies("accuracy_peak")}
 DIFFERENCE: dict[str, Column] = {"last five against conventional": difference}
 FINAL_DIFFERENCE: dict[str, Column] = {"final against conventional": partial(difference, metric="accuracy_final")}
 WITHIN: dict[str, Column] = {"on par within": within}
@@ -166,8 +174,9 @@ PER_CLIENT: dict[str, Column] = {
     "per client": each(lambda row: size(sum(training_bytes(row, way) for way in ("up", "down")) / row["num_clients"]))
 }
 FEWER: dict[str, Column] = {"fewer bytes than float32": saved}
-SECONDS: dict[str, Column] = {"seconds at client / server / codec / wait": each(seconds)}
+SECONDS: dict[str, Column] = {"seconds forward + backward at client / at server / codec / wait": each(seconds)}
 COST: dict[str, Column] = {"client multiply-adds": each(cost)}
+HOLDING: dict[str, Column] = {"client: forward multiply-adds / parameters / peak": each(holding)}
 MEMORY: dict[str, Column] = {"peak at client / server": each(lambda row: peak(row, "client", "server"))}
 WHOLE: dict[str, Column] = {"in one process": each(in_one_process)}
 SEPARATED: dict[str, Column] = {"last five against conventional": separated}

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from cells import Cell, of, plateau, reached
-from columns import BYTES, Column, accuracy, peak, size
+from columns import BYTES, HOLDING, Column, accuracy, holding, peak, size
+from larger import IMAGENET
 from result_rows import Row, newest, table, training_bytes
 from rows import labelled
 from slperf import TARGETS, cells as slperf_cells
@@ -88,13 +89,13 @@ def slperf(found: Sequence[Row]) -> str:
     cells = {tuple(cell.labels[key] for key in ("task", "what", "partition")): cell for cell in slperf_cells()}
     partitions = list(dict.fromkeys(partition for _, _, partition in cells))
     there = newest(found, "task", "what", "partition")
-    heads = ["task", "what", *(f"{partition}, %" for partition in partitions), "up / down", "seconds"]
+    heads = ["task", "what", *(f"{partition}, %" for partition in partitions), "up / down", "seconds", *HOLDING]
     lines = []
     for task, what in dict.fromkeys(cell[:2] for cell in cells):
         values = [_cell(cells.get((task, what, p)), *there.get((task, what, p), ())) for p in partitions]
         done = [there[task, what, p][1] for p in partitions if (task, what, p) in there]
         row = next((row for row in done if "failed" not in row), None)
-        costs = [BYTES["up / down"]([(row, None)]), f"{row['seconds_total']:.0f}"] if row else ["", ""]
+        costs = [BYTES["up / down"]([(row, None)]), f"{row['seconds_total']:.0f}", holding(row)] if row else [""] * 3
         lines.append([task, what, *values, *costs])
     missing = [cell for cell in cells if cell not in there]
     aims = ", ".join(f"{task} {100 * level:.0f} %" for task, level in TARGETS.items())
@@ -107,9 +108,11 @@ def _cell(cell: Cell | None, number: int = 0, row: Row | None = None) -> str:
     where = line(number, row, cell)
     if "failed" in row:
         return f"failed {where}"
-    rounds = f"{reached(row['curve'], TARGETS[row['task']]) or '-'}, {plateau(row['curve'])}"
-    metric = "accuracy_final" if " every " in row["what"] else "accuracy_last5"  # after the average of the last round
-    return f"{accuracy(row[metric])} ({rounds}) {where}"
+    r = reached(row["curve"], TARGETS[row["task"]])
+    sent = f": {size(row['traffic'][r - 1])}" if r and "traffic" in row else ""
+    rounds = f"{r or '-'}{sent}, {plateau(row['curve'])}"
+    drift = f", drift {row['client_drift']:.3f}" if row.get("client_drift") is not None else ""
+    return f"{accuracy(row['accuracy_final'])}, {accuracy(row['accuracy_last5'])} ({rounds}{drift}) {where}"
 
 
 def clients(found: Sequence[Row]) -> str:
@@ -154,10 +157,14 @@ def larger(found: Sequence[Row]) -> str:
     lines = []
     for number, row in newest(found, "cut", "what").values():
         sent = " / ".join(size(row["epoch_bytes"].get(way, 0)) for way in ("up", "down"))
+        server = row["macs_per_sample"]["top"]
+        macs = " / ".join(f"{part / 1e9:.2f} G" for part in (sum(row["macs_per_sample"].values()) - server, server))
         held = f"{peak(row, 'client', 'server')}, {row['batch_size']}"
-        lines.append([row["cut"], row["what"], sent, held, f"{row['seconds_per_batch']:.1f}", f"L{number}"])
-    heads = ["cut", "method", "up / down an epoch", "peak at client / server, batch", "s a batch here", "row"]
-    return table(heads, lines)
+        batch = row["seconds_per_batch"]
+        hours = IMAGENET / row["batch_size"] * batch / 3600
+        lines.append([row["cut"], row["what"], sent, macs, held, f"{batch:.1f}", f"{hours:.0f}", f"L{number}"])
+    heads = ["cut", "method", "up / down an epoch", "forward multiply-adds of client / server"]
+    return table([*heads, "peak at client / server, batch", "s a batch here", "hours an epoch here", "row"], lines)
 
 
 def overhead(found: Sequence[Row]) -> str:
@@ -180,8 +187,14 @@ def overlap(rows: Sequence[Row]) -> str:
     times = [[name, *(f"{row['ms_per_batch'][name]:.0f}" for row in found.values())] for name in names]
     ratios = []
     for head, at in next(iter(found.values()))["ratio"].items():
-        ratios += [[f"{head}, at {each}", *(f"{row['ratio'][head][each]:.2f}" for row in found.values())] for each in at]
-        ratios.append([f"{head}, bound over its own serial time", *(f"{row['bound'][head]:.2f}" for row in found.values())])
+        ratios += [
+            [
+                f"{head}, {'at' if each.endswith('ms') else 'beside'} {each}",
+                *(f"{row['ratio'][head][each]:.2f}" for row in found.values()),
+            ]
+            for each in at
+        ]
+        ratios.append([f"{head}, slower side over both in turn", *(f"{row['bound'][head]:.2f}" for row in found.values())])
     return (
         table(["ms for a batch of 128", *cuts], times) + "\n\n" + table(["decoupled over the best conventional", *cuts], ratios)
     )

@@ -23,9 +23,11 @@ from columns import (
     FEWER,
     FINAL,
     FINAL_DIFFERENCE,
+    HOLDING,
     LAST5,
     LESS,
     MEMORY,
+    PEAK,
     PER_CLIENT,
     SECONDS,
     SEPARATED,
@@ -41,18 +43,20 @@ from rows import read
 
 from cutlayer.errors import BadInput
 
+ACCURACY = FINAL | LAST5 | PEAK
+PAIRED = FINAL | FINAL_DIFFERENCE | LAST5 | DIFFERENCE | PEAK
 TABLES: dict[str, dict[str, Column]] = {
-    "parity": FINAL | FINAL_DIFFERENCE | WITHIN | LAST5 | DIFFERENCE | BYTES | FEWER | COST,
-    "heads": LAST5 | DIFFERENCE | FINAL | FINAL_DIFFERENCE | BYTES | FEWER | COST | MEMORY | WHOLE,
+    "parity": FINAL | FINAL_DIFFERENCE | WITHIN | LAST5 | DIFFERENCE | PEAK | BYTES | FEWER | COST | MEMORY,
+    "heads": PAIRED | BYTES | FEWER | COST | MEMORY | WHOLE,
     "exits": FINAL | EXITS | COST,
-    "choices": FINAL | LAST5 | DIFFERENCE | COST | BYTES,
-    "schemes": LAST5 | FINAL | BYTES | SIMULATED,
-    "decoupled": LAST5 | FINAL | DIFFERENCE | BYTES | PER_CLIENT | COST | MEMORY | WHOLE | SECONDS,
-    "authors": LAST5 | FINAL | DIFFERENCE | COST | MEMORY | WHOLE,
-    "loss_threshold": STATES | LAST5 | SEPARATED | FEWER | LESS,
-    "asynchronous": STATES | LAST5 | DIFFERENCE | FEWER | LESS | BYTES,
-    "budget": LAST5 | {f"until {100 * level:.0f} %": until(level) for level in LEVELS},
-    "modalities": LAST5 | FINAL | BYTES,
+    "choices": ACCURACY | DIFFERENCE | COST | MEMORY | BYTES,
+    "schemes": ACCURACY | BYTES | SIMULATED | HOLDING,
+    "decoupled": ACCURACY | DIFFERENCE | BYTES | PER_CLIENT | COST | MEMORY | WHOLE | SECONDS,
+    "authors": ACCURACY | DIFFERENCE | COST | MEMORY | WHOLE,
+    "loss_threshold": STATES | ACCURACY | SEPARATED | FEWER | LESS,
+    "asynchronous": STATES | ACCURACY | DIFFERENCE | FEWER | LESS | BYTES | HOLDING,
+    "budget": ACCURACY | {f"until {100 * level:.0f} %": until(level) for level in LEVELS} | HOLDING,
+    "modalities": ACCURACY | BYTES | HOLDING,
 }
 FORMS: dict[str, Callable[[Sequence[Row]], str]] = {
     **{name: partial(forms.listed, name, columns) for name, columns in TABLES.items()},

@@ -35,7 +35,7 @@ def fuzz(found: Sequence[Row]) -> str:
     return (
         f"{row['seconds']:.0f} s each: {row['frames']:,} damaged or random frames to `loads`, of which "
         f"{row['refused']:,} were refused and the "
-        f"others were frames that are written so; {row['connections']} connections of random bytes, greetings and "
+        f"others happen to be well-formed; {row['connections']} connections of random bytes, greetings and "
         f"records to a server's port, "
         f"which cost {row['growth_bytes'] / 2**20:.0f} MB of memory. The run that followed on that server has the weights of one process."
     )

@@ -170,3 +170,25 @@ def test_one_process_holds_both_graphs_where_a_gradient_comes_back_and_else_the_
         columns.in_one_process({**row, "bytes": {"down": {}}, "peak_memory_bytes": {"client": 60_000_000, "server": 1}})
         == "72.0 MB"
     )
+
+
+def test_what_a_client_pays_is_all_that_it_holds_and_nothing_of_the_server(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    columns = importlib.import_module("columns")
+    held = {"bottom": 4_000_000, "auxiliary": 2_000_000, "decoder": 1_000_000, "regressor": 500_000, "tail": 10_000}
+    row = {"macs_per_sample": {**held, "top": 9**9}, "parameters": {**held, "top": 9**9}, "peak_memory_bytes": {"client": 2e6}}
+    assert columns.holding(row) == "7.51 M / 7,510,000 / 2.0 MB"
+
+
+def test_a_target_of_slperf_has_the_bytes_of_its_round_both_ways_and_not_of_the_whole_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    forms, slperf = importlib.import_module("result_forms"), importlib.import_module("slperf")
+    cell = next(cell for cell in slperf.cells() if cell.labels["task"] == "cifar10")
+    row = {
+        **cell.labels, "curve": [0.1, 0.7, 0.7, 0.7, 0.8], "traffic": [n * 10**6 for n in (1, 2, 3, 4, 5)], "accuracy_final": 0.8,
+        "accuracy_last5": 0.6, "client_drift": 0.25, "recipe": {},
+    }  # fmt: skip
+    assert forms._cell(cell, 7, row) == "80.00, 60.00 (4: 4.0 MB, 5, drift 0.250) L7"
+    assert forms._cell(cell, 7, {**row, "curve": [0.1] * 5, "client_drift": None}) == "80.00, 60.00 (-, 3) L7"
