@@ -1,6 +1,7 @@
 """Forms of tables: what docs/results.md shows of the rows of a file."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from cells import Cell, of, plateau, reached
 from columns import BYTES, HOLDING, Column, accuracy, holding, peak, size
@@ -165,6 +166,36 @@ def larger(found: Sequence[Row]) -> str:
         lines.append([row["cut"], row["what"], sent, macs, held, f"{batch:.1f}", f"{hours:.0f}", f"L{number}"])
     heads = ["cut", "method", "up / down an epoch", "forward multiply-adds of client / server"]
     return table([*heads, "peak at client / server, batch", "s a batch here", "hours an epoch here", "row"], lines)
+
+
+def latency(found: Sequence[Row]) -> str:
+    """Return where the milliseconds of a batch go, medians over repeats, and both sides' beside the conventional ones of a repeat."""
+    there = {key: (row["ms_per_batch"], i) for key, (i, row) in newest(found, "cut", "what", "repeat").items()}
+    lines = []
+    for cut, what in dict.fromkeys(key[:2] for key in there):
+        mine = {key[2]: ms for key, (ms, _) in there.items() if key[:2] == (cut, what)}
+        sides = [
+            " + ".join(f"{median(ms[f'{side}_{way}'] for ms in mine.values()):.0f}" for way in ("forward", "backward"))
+            for side in ("client", "server")
+        ]
+        both = {repeat: sum(ms.values()) for repeat, ms in mine.items()}
+        base = {key[2]: sum(ms.values()) for key, (ms, _) in there.items() if key[:2] == (cut, "conventional")}
+        ratios = [both[repeat] / base[repeat] for repeat in both if repeat in base and what != "conventional"]
+        beside = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
+        where = ", ".join(f"L{i}" for key, (_, i) in there.items() if key[:2] == (cut, what))
+        spent = [f"{median(values):.1f}" for values in ([ms["codec"] for ms in mine.values()], both.values())]
+        lines.append([cut, what, *sides, *spent, beside, where])
+    heads = [
+        "cut",
+        "what",
+        "client, forward + backward",
+        "server, forward + backward",
+        "codec",
+        "both",
+        "against conventional",
+        "rows",
+    ]
+    return table(heads, lines)
 
 
 def overhead(found: Sequence[Row]) -> str:

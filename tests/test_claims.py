@@ -10,7 +10,7 @@ from test_docs import understood
 
 PAGE = (ROOT / "docs" / "claims.md").read_text()
 CLAIMS = re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:]
-VERDICTS = ("**Holds**", "**Holds when**", "**Not found**", "**Not testable here**", "**Not measured yet**")
+VERDICTS = ("**Holds**", "**Holds when**", "**Not found**", "**Not testable here**")
 QUOTED = [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", PAGE)]
 BENCHMARKS = sorted({words for words in QUOTED if words.startswith("python benchmarks/")})
 COMMANDS = sorted({words for words in QUOTED if words.startswith("cutlayer run ")})
