@@ -28,16 +28,27 @@ def forward(
     server: "Server", messages: list[Message], gradient: bool, statistics: bool = True
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the received leaves by name and the top's output, if so wanted without a trace in running statistics."""
-    leaves = merge(messages, "smashed")
-    for leaf in leaves.values():
-        if gradient and leaf.is_floating_point():
-            leaf.requires_grad_()
-    inputs = {name: leaf.clone() if server.copy_input else leaf for name, leaf in leaves.items()}
     first = messages[0]
     top, turn = server.top_of(first.client), server.schedule.turn(first.client)
     with server.training.computing(top, "top", first.client, turn, first.step, statistics=statistics):
+        leaves = as_computed(merge(messages, "smashed"), first)
+        for leaf in leaves.values():
+            if gradient and leaf.is_floating_point():
+                leaf.requires_grad_()
+        inputs = {name: leaf.clone() if server.copy_input else leaf for name, leaf in leaves.items()}
         output: Tensor = top(inputs.pop("main"), **inputs)
     return leaves, output
+
+
+def as_computed(leaves: dict[str, Tensor], message: Message) -> dict[str, Tensor]:
+    """Return leaves in the dtype of autocast where a codec made them float32: along every shortcut of the top they would stay so."""
+    device = leaves["main"].device.type
+    if message.packed is None or not torch.is_autocast_enabled(device):
+        return leaves
+    dtype = torch.get_autocast_dtype(device)
+    coded = {role.role for role in message.packed.roles if role.coded}
+    names = {name: "smashed" if name == "main" else f"smashed/{name}" for name in leaves}
+    return {name: leaf.to(dtype) if names[name] in coded else leaf for name, leaf in leaves.items()}
 
 
 def train_step(server: "Server", messages: list[Message]) -> list[Message]:
