@@ -9,6 +9,7 @@ import argparse
 from typing import Any
 
 import rows
+from decoupled import CUTS
 from heads import PLAIN, RECONSTRUCTED
 from processes import command, positive
 from rich.console import Console
@@ -16,7 +17,6 @@ from rich.console import Console
 from cutlayer.recipes import load
 from cutlayer.run import run_recipe
 
-CUTS = ("shallow", "middle", "deep")
 METHODS: dict[str, dict[str, Any]] = {
     "conventional": {"scheme": "vanilla", "method": "backprop"},
     "decoupled, linear": {"auxiliary": "linear", **PLAIN},
@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 PHASES = ("client_forward", "client_backward", "server_forward", "server_backward", "codec")
 BATCHES, BATCH = 10, 128
-BASE = {"num_test": BATCH, "rounds": 2, "warmup_rounds": 0, "evaluate_every": 2}
+BASE = {"num_test": BATCH, "rounds": 2, "warmup_rounds": 0, "evaluate_every": 2, "precision": "bfloat16"}
 TINY = {"data": "digits", "model": "resnet8", "precision": "float32"}
 
 
@@ -44,14 +44,8 @@ def main() -> None:
                 cell = {"cut": cut, "what": what, "repeat": repeat, "num_threads": args.num_threads}
                 if not args.tiny and rows.written("latency", **cell):
                     continue
-                fields = {
-                    **BASE,
-                    "cut": cut,
-                    "num_threads": args.num_threads,
-                    "num_train": batches * BATCH,
-                    "data_dir": args.data_dir,
-                }
-                recipe = load("dsl-cifar10", **{**fields, "precision": "bfloat16", **own, **(TINY if args.tiny else {})})
+                size = {"num_train": batches * BATCH, "num_threads": args.num_threads, "data_dir": args.data_dir}
+                recipe = load("dsl-cifar10", **{**BASE, **size, "cut": cut, **own, **(TINY if args.tiny else {})})
                 first, second = (record["seconds"] for record in run_recipe(recipe).records)
                 ms = {phase: 1000 * (second[phase] - first[phase]) / batches for phase in PHASES}
                 Console().print(f"{cut}, {what}: {sum(ms.values()):.0f} ms a batch")

@@ -13,7 +13,7 @@ from .errors import BadInput
 from .meter import owned_bytes
 from .models.blocks import chain
 from .server import Server, ServerPart
-from .steps import as_computed, merge
+from .steps import merge, received
 from .streams import drawing
 from .wire import Message
 
@@ -51,9 +51,7 @@ class Greedy(ServerPart):
     def handle(self, server: Server, messages: list[Message]) -> list[Message]:
         """Take one step of every piece; nothing goes back."""
         first = messages[0]
-        with server.training.autocast():
-            leaves = as_computed(merge(messages, "smashed"), first)
-        y = merge(messages, "labels")["main"]
+        leaves, y = received(server, messages), merge(messages, "labels")["main"]
         z = leaves.pop("main")
         if leaves:
             raise BadInput(

@@ -24,20 +24,31 @@ def merge(messages: list[Message], role: str) -> dict[str, Tensor]:
     return merged
 
 
+def named(role: str, name: str) -> str:
+    """Return the name in a message of a tensor that `merge` gave this one."""
+    return role if name == "main" else f"{role}/{name}"
+
+
 def forward(
     server: "Server", messages: list[Message], gradient: bool, statistics: bool = True
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the received leaves by name and the top's output, if so wanted without a trace in running statistics."""
+    leaves = received(server, messages)
+    for leaf in leaves.values():
+        if gradient and leaf.is_floating_point():
+            leaf.requires_grad_()
+    inputs = {name: leaf.clone() if server.copy_input else leaf for name, leaf in leaves.items()}
     first = messages[0]
     top, turn = server.top_of(first.client), server.schedule.turn(first.client)
     with server.training.computing(top, "top", first.client, turn, first.step, statistics=statistics):
-        leaves = as_computed(merge(messages, "smashed"), first)
-        for leaf in leaves.values():
-            if gradient and leaf.is_floating_point():
-                leaf.requires_grad_()
-        inputs = {name: leaf.clone() if server.copy_input else leaf for name, leaf in leaves.items()}
         output: Tensor = top(inputs.pop("main"), **inputs)
     return leaves, output
+
+
+def received(server: "Server", messages: list[Message]) -> dict[str, Tensor]:
+    """Return the smashed data of all messages and their context by name, as the top computes on them."""
+    with server.training.autocast():
+        return as_computed(merge(messages, "smashed"), messages[0])
 
 
 def as_computed(leaves: dict[str, Tensor], message: Message) -> dict[str, Tensor]:
@@ -47,8 +58,7 @@ def as_computed(leaves: dict[str, Tensor], message: Message) -> dict[str, Tensor
         return leaves
     dtype = torch.get_autocast_dtype(device)
     coded = {role.role for role in message.packed.roles if role.coded}
-    names = {name: "smashed" if name == "main" else f"smashed/{name}" for name in leaves}
-    return {name: leaf.to(dtype) if names[name] in coded else leaf for name, leaf in leaves.items()}
+    return {name: leaf.to(dtype) if named("smashed", name) in coded else leaf for name, leaf in leaves.items()}
 
 
 def train_step(server: "Server", messages: list[Message]) -> list[Message]:
@@ -100,10 +110,10 @@ def _cut_grads(messages: list[Message], leaves: Mapping[str, Tensor]) -> list[Me
     for message in messages:
         mine = {}
         for name, leaf in leaves.items():
-            sent = message.tensors.get("smashed" if name == "main" else f"smashed/{name}")
+            sent = message.tensors.get(named("smashed", name))
             rows = len(leaf) if sent is None else len(sent)  # a gradient of features is one message's alone
             if leaf.grad is not None:
-                mine["cut_grad" if name == "main" else f"cut_grad/{name}"] = leaf.grad[start[name] : start[name] + rows]
+                mine[named("cut_grad", name)] = leaf.grad[start[name] : start[name] + rows]
             start[name] += rows
         if message.reply != "none":
             replies.append(Message("cut_grad", mine, client=message.client, step=message.step))

@@ -86,7 +86,7 @@ def beside(found: Sequence[Row], averaged: Sequence[Row]) -> str:
 
 
 def slperf(found: Sequence[Row]) -> str:
-    """Return a line for each task and scheme, with the last five accuracies and the line of the row under every partition."""
+    """Return a line for each task and scheme, with the final and last five accuracies and the line of the row for every partition."""
     cells = {tuple(cell.labels[key] for key in ("task", "what", "partition")): cell for cell in slperf_cells()}
     partitions = list(dict.fromkeys(partition for _, _, partition in cells))
     there = newest(found, "task", "what", "partition")

@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from result_rows import client_share, finished
+from result_rows import Row, client_share, finished
 
 # isort: split
 from choices import REBUILT  # where they are is known from result_rows on
@@ -185,25 +186,28 @@ def curves(figure: Figure, recipe: str) -> bool:
                 ax.set_axis_off()
                 continue
             for row in mine:
-                seen = [(r, 100 * a) for r, a in enumerate(row["curve"], 1) if a is not None]
-                ax.plot(*zip(*seen, strict=True), "k--" if row["what"] == "conventional" else "-", label=row["what"])
+                _curve(ax, row)
             ax.set_title(f"{data}, {n} client{'s' if n > 1 else ''}", fontsize=9)
             ax.tick_params(labelbottom=data == lowest[n])
             ax.set(xlabel="round" if data == lowest[n] else "", ylabel="accuracy, %" if n == numbers[0] else "")
-            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.legend(fontsize=7)
     return True
+
+
+def _curve(ax: Axes, row: Row) -> None:
+    """Draw the accuracies of a run over whole rounds, dashed where it is the conventional one."""
+    seen = [(r, 100 * a) for r, a in enumerate(row["curve"], 1) if a is not None]
+    ax.plot(*zip(*seen, strict=True), "k--" if row["what"] == "conventional" else "-", label=row["what"])
+    ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def authors(figure: Figure) -> bool:
     """Accuracy of the small profile after every round, a line for each thing that the authors' code does beyond its text."""
     ax = figure.subplots()
     found = {row["what"]: row for row in finished("authors") if row["profile"] == "small"}
-    for what, row in found.items():
-        seen = [(r, 100 * a) for r, a in enumerate(row["curve"], 1) if a is not None]
-        ax.plot(*zip(*seen, strict=True), "k--" if what == "conventional" else "-", label=what)
+    for row in found.values():
+        _curve(ax, row)
     ax.set(xlabel="round", ylabel="accuracy, %")
-    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_title("What the authors' code does beyond its text (ResNet-110, 10,000 images)", fontsize=10)
     figure.legend(fontsize=7, loc="outside lower center", ncols=3)
     return bool(found)

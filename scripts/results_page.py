@@ -44,10 +44,9 @@ from rows import read
 from cutlayer.errors import BadInput
 
 ACCURACY = FINAL | LAST5 | PEAK
-PAIRED = FINAL | FINAL_DIFFERENCE | LAST5 | DIFFERENCE | PEAK
 TABLES: dict[str, dict[str, Column]] = {
     "parity": FINAL | FINAL_DIFFERENCE | WITHIN | LAST5 | DIFFERENCE | PEAK | BYTES | FEWER | COST | MEMORY,
-    "heads": PAIRED | BYTES | FEWER | COST | MEMORY | WHOLE,
+    "heads": FINAL | FINAL_DIFFERENCE | LAST5 | DIFFERENCE | PEAK | BYTES | FEWER | COST | MEMORY | WHOLE,
     "exits": FINAL | EXITS | COST,
     "choices": ACCURACY | DIFFERENCE | COST | MEMORY | BYTES,
     "schemes": ACCURACY | BYTES | SIMULATED | HOLDING,
