@@ -1,21 +1,14 @@
-import copy
 import math
 
 import pytest
 import torch
-from conftest import equal, small_data, small_model
 from hypothesis import given, settings, strategies as st
 
-import cutlayer as cl
-from cutlayer.building import batches
-from cutlayer.codecs import CODECS, Float8, build, reducer
+from cutlayer.codecs import CODECS, Float8, build
 from cutlayer.codecs.base import packed, unpacked
-from cutlayer.cut import Smashed
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.recipes.recipe import make
-from cutlayer.reducing import spread
-from cutlayer.rounds import as_evaluated
-from cutlayer.wire import Message, pack, unpack
+from cutlayer.wire import Message
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 BOUND = {E4M3: 1 / 17, E5M2: 1 / 9}
@@ -127,31 +120,6 @@ def test_T10_5_the_payload_is_the_formula(shape, ratio):
     back = codec_of("top_k").decode(parts)
     assert bool(((back != 0).flatten(1).sum(1) == k).all())
     assert bool((back.flatten(1).abs().sort(1).values[:, -k:] > 0).all())
-
-
-def messages_with(codec, n=4):
-    """A client's end and the server's, an upward and a downward message of two steps in flight."""
-    client, server = (
-        build({"smashed": codec, "cut_grad": codec}, 0, 0, "client"),
-        build({"smashed": codec, "cut_grad": codec}, 0, 0, "server"),
-    )
-    draw = torch.Generator().manual_seed(0)
-    zs = [torch.randn(n, 6, 3, 3, generator=draw) for _ in range(2)]
-    ups = [pack(Message("smashed", {"smashed": z}, step=t, reply="later"), client) for t, z in enumerate(zs)]
-    seen = [unpack(up, server).tensors["smashed"] for up in ups]
-    grads = [torch.randn(n, 6, 3, 3, generator=draw) for _ in range(2)]
-    downs = [pack(Message("cut_grad", {"cut_grad": g}, step=t), server) for t, g in enumerate(grads)]
-    back = [unpack(down, client).tensors["cut_grad"] for down in downs]
-    return seen, grads, back, downs
-
-
-@pytest.mark.parametrize("name", ["top_k@0.2", "random_top_k@0.2:0.5", "top_k@0.2+float16"])
-def test_a_gradient_comes_back_at_the_places_of_its_activations_and_does_not_say_where(name):
-    seen, grads, back, downs = messages_with(name)
-    for z, wanted, got, down in zip(seen, grads, back, downs, strict=True):
-        assert torch.allclose(got, wanted * (z != 0), atol=1e-2)
-        assert torch.equal(got != 0, z != 0)
-        assert down.payload()["cut_grad"] == 4 * 11 * (2 if "float16" in name else 4)
 
 
 def test_random_places_are_drawn_in_training_and_the_largest_are_more_often():
@@ -285,149 +253,11 @@ def test_a_codec_that_means_nothing_is_refused_in_one_line(codec, why):
     assert "\n" not in str(error.value)
 
 
-CHAINS = [
-    "float8",
-    "minifloat",
-    "uniform4",
-    "top_k@0.3",
-    "random_top_k@0.3:0.2+float8",
-    "low_rank@2",
-    "gaussian_noise@0.1:5.0+uniform8",
-]
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_T10_6_the_clients_gradient_is_that_of_the_uncut_graph_with_the_codec_straight_through(name):
-    """Both ends of a twin pair, with the same draws, stand where the codec does in the uncut graph."""
-
-    class Through(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, z):
-            return unpack(pack(Message("smashed", {"smashed": z}), client), server).tensors["smashed"]
-
-        @staticmethod
-        def backward(ctx, grad):
-            return unpack(pack(Message("cut_grad", {"cut_grad": grad}), server), client).tensors["cut_grad"]
-
-    parts, data = cl.cut(small_model(), "stage1.block1"), small_data(n=8)
-    clients = cl.partition.contiguous(data.train, num_clients=1)
-    names = {"smashed": name, "cut_grad": name}
-    how = {"rounds": 1, "batch_size": 8, "num_threads": 1, "momentum": 0.0, "lr": 1.0}
-    result = cl.run(parts, clients, codec=names, **how)
-    client, server = (build(names, 0, 0, end) for end in ("client", "server"))
-    bottom, top = copy.deepcopy(parts.bottom), copy.deepcopy(parts.top)
-    (batch,) = batches(make(how), clients.source, clients.shares[0], 0)(0, 0)
-    torch.nn.functional.cross_entropy(top(Through.apply(bottom(batch.x))), batch.y).backward()
-    for part, key in ((bottom, "bottom"), (top, "top")):
-        for before, after in zip(part.parameters(), result.modules[key].parameters(), strict=True):
-            assert torch.allclose(before - before.grad, after, atol=1e-6, rtol=0)
-
-
-def test_T10_8_evaluation_is_without_the_codec_unless_it_is_asked_for():
-    clients = cl.partition.contiguous(small_data(n=24).train, num_clients=1)
-    how = {"rounds": 2, "batch_size": 8, "num_threads": 1, "lr": 0.05, "codec": {"smashed": "uniform2"}}
-    plain, coded = (cl.run(cl.cut(small_model(), "stem"), clients, compress_eval=on, **how) for on in (False, True))
-    assert all(equal(plain.modules[name], coded.modules[name]) for name in plain.modules)
-    modules = {name: module.eval() for name, module in plain.modules.items()}
-    batch = clients.source.held_out.batch(torch.arange(12), None)
-    codec = codec_of("uniform2")
-    with torch.no_grad():
-        z = modules["bottom"](batch.x)
-        output = modules["top"](codec.decode(codec.encode(z)))
-        assert plain.records[-1]["accuracy"] == float((modules["top"](z).argmax(1) == batch.y).double().mean())
-    assert coded.records[-1]["accuracy"] == float((output.argmax(1) == batch.y).double().mean())
-
-
-def test_merged_samples_are_means_and_their_gradient_is_shared():
-    merge = reducer({"smashed": "batch_merge@0.5+float8"})
-    z = torch.randn(8, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    z[3:] += 9
-    y = torch.tensor([0, 0, 1, 2, 2, 2, 2, 1])
-    tensors, soft, back = merge.reduce(Smashed(z), y, 3)
-    assert tensors["smashed"].shape == (4, 4, 2, 2)
-    assert soft.shape == (4, 3)
-    assert torch.allclose(soft.sum(1), torch.ones(4))
-    share = back(torch.eye(4)[:, :, None, None].expand(4, 4, 2, 2))[:, :, 0, 0]  # row k's gradient is 1 in channel k
-    members = share > 0
-    assert bool((members.sum(1) == 1).all())
-    assert not bool((members[:3].any(0) & members[3:].any(0)).any())
-    for k in range(4):
-        assert torch.allclose(tensors["smashed"][k], z[members[:, k]].mean(0), atol=1e-6)
-    graph = z.clone().requires_grad_()
-    ((share.T @ graph.flatten(1)).view(4, 4, 2, 2) ** 2).sum().backward()
-    answer = Message("cut_grad", {"cut_grad": 2 * tensors["smashed"]})
-    assert torch.allclose(spread(answer, back).tensors["cut_grad"], graph.grad, atol=1e-5)
-
-
-def test_tokens_that_a_cluster_pays_most_are_kept_and_paddings_count_for_nothing():
-    draw = torch.Generator().manual_seed(0)
-    z, importance = torch.randn(6, 5, 3, generator=draw), torch.rand(6, 5, generator=draw)
-    mask = torch.arange(5)[None] < torch.tensor([5, 5, 2, 3, 5, 4])[:, None]
-    importance = importance * mask
-    y = torch.tensor([0, 1, 0, 1, 1, 0])
-    merge = reducer({"smashed": "batch_merge@0.5:0.4"})
-    tensors, soft, back = merge.reduce(Smashed(z, {"mask": mask}, {"importance": lambda: importance}), y, 2)
-    sent, there = tensors["smashed"], tensors["context/mask"]
-    assert sent.shape == (3, 2, 3)
-    assert there.shape == (3, 2)
-    marks = torch.eye(3)[:, None, :].expand(3, 2, 3)  # row k's gradient is 1 in feature k
-    shares = back(marks)  # (samples, tokens, clusters)
-    for k in range(3):
-        mine = shares[:, :, k].sum(1) > 0
-        centre = importance[mine].mean(0)
-        kept = centre.topk(2).indices.sort().values
-        assert set(shares[mine][:, :, k].sum(0).nonzero().flatten().tolist()) <= set(kept.tolist())
-        for i, token in enumerate(kept.tolist()):
-            seen = mine & mask[:, token]
-            wanted = z[seen, token].mean(0) if bool(seen.any()) else torch.zeros(3)
-            assert torch.allclose(sent[k, i], wanted, atol=1e-6)
-            assert bool(there[k, i]) == bool(seen.any())
-    assert torch.allclose(soft.sum(1), torch.ones(3))
-    with pytest.raises(BadInput, match="does not say which matter"):
-        merge.reduce(Smashed(z, {"mask": mask}), y, 2)
-
-
-@pytest.mark.parametrize("tail", [None, "hidden"])
-def test_merging_every_sample_with_itself_is_no_merging(tail):
-    clients = cl.partition.contiguous(small_data(n=24).train, num_clients=1)
-    how = {"rounds": 2, "batch_size": 8, "num_threads": 1, "lr": 0.05}
-    parts = cl.cut(small_model(), "stage1.block1", tail)
-    plain, merged, half = (
-        cl.run(parts, clients, codec=codec, **how) for codec in ({}, {"smashed": "batch_merge@1.0"}, {"smashed": "batch_merge"})
-    )
-    for name in plain.modules:
-        mine, theirs = plain.modules[name].state_dict(), merged.modules[name].state_dict()
-        assert all(torch.allclose(mine[key].double(), theirs[key].double(), atol=1e-4) for key in mine)
-    up, less = (run.summary["bytes"]["up"]["smashed"]["payload"] for run in (merged, half))
-    assert less == up / 2
-    assert ("labels" in half.summary["bytes"]["up"]) == (tail is None)
-
-
 @pytest.mark.parametrize("first", ["float8", "uniform8", "uniform2@nearest", "minifloat", "feedback+float8"])
 @pytest.mark.parametrize("second", ["float16", "top_k", "float8"])
 def test_what_left_bytes_is_coded_no_further(first, second):
     with pytest.raises(BadInput, match="leave bytes, not values"):
         build({"weights": f"{first}+{second}"})
-
-
-def test_a_gradient_shares_the_places_of_activations_that_were_noised_before():
-    ends = [build({"smashed": "gaussian_noise@0.1:100+top_k@0.1", "cut_grad": "top_k"}) for _ in range(2)]
-    z, g = (torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    sent = unpack(pack(Message("smashed", {"smashed": z}), ends[0]), ends[1]).tensors["smashed"]
-    packed = pack(Message("cut_grad", {"cut_grad": g}), ends[1])
-    came = unpack(packed, ends[0]).tensors["cut_grad"]
-    assert ((came != 0) <= (sent != 0)).all()
-    assert packed.payload() == {"cut_grad": 4 * 11 * 4}
-    with pytest.raises(BadInput, match=r"places of its activations, 'top_k@0.1'; write top_k"):
-        build({"smashed": "top_k@0.1", "cut_grad": "top_k@0.5"})
-
-
-@pytest.mark.parametrize("codec", ["uniform2", "gaussian_noise@0.5:1", "random_top_k@0.1", "top_k@0.1+uniform2", "low_rank@2"])
-def test_evaluation_codes_a_tensor_the_same_way_every_time(codec):
-    through = as_evaluated(make({"codec": {"smashed": codec}, "compress_eval": True}))
-    z = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(through(z), through(z))
-    assert not torch.equal(through(z), z)
 
 
 @pytest.mark.parametrize(
