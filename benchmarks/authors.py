@@ -1,10 +1,11 @@
 """What the authors' code does beyond its text (arXiv 2601.19261), one thing at a time: double step, frozen layer, greedy server.
 
-ResNet-110 on the first 10,000 images of CIFAR-10, lr 0.001, 6 rounds, full test set, bfloat16, one client. At the deep cut: as the text
-has it, with every step taken twice, with the head's first layer frozen, and both, as the published logs were made; at the shallow and the
-middle cut the server in 3 and 2 pieces with heads of their own. Conventional beside them, also with twice the lr at the client, and the
-server alone on a bottom as it was drawn: results/authors.jsonl. With `--out runs/decoupled` the three runs that are also cells of
-decoupled.py (the authors' code, one client) are not run twice. `--profile full`: all images and 50 rounds.
+ResNet-110 on the first 10,000 images of CIFAR-10, lr 0.001, 6 rounds, full test set, bfloat16, one client. At the deep cut: the code's
+recipe and head with one step a batch, as the text has it, with every step taken twice, with the head's first layer frozen, and both, as the
+published logs were made; at the shallow and the middle cut the server in 3 and 2 pieces with heads of their own. Conventional beside them,
+also with twice the lr at the client, and the server alone on a bottom as it was drawn: results/authors.jsonl. With `--out runs/decoupled`
+the three runs that are also cells of decoupled.py (the authors' code, one client) are not run twice. `--profile full`: all images and 50
+rounds.
 """
 
 from typing import Any

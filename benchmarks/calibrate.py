@@ -1,10 +1,9 @@
 """Does the virtual clock tell the truth: five short runs over gRPC on a slow line, predicted and measured.
 
-Speeds of client and server are taken from a run on the bare line: multiply-adds over the seconds that each side computed and
-coded. Then five runs on lines of other widths and latencies are predicted in one process and measured in two, from the first round's end
-to the last one's. The line is a proxy in this process that delays and paces every byte, or with `--netem` two network namespaces joined
-by a pair of interfaces with tc netem (delay, rate, and 0.1 % loss), which needs root and a kernel that has it. Rows:
-results/calibrate.jsonl.
+Speeds of client and server are taken from a run on the bare line: multiply-adds over the seconds of each side's forward and backward
+passes. Then five runs on lines of other widths and latencies are predicted in one process and measured in two, from the first round's end
+to the last one's. The line is a proxy in this process that delays and paces every byte, or with `--netem` two network namespaces joined by
+a pair of interfaces with tc netem (delay, rate, and 0.1 % loss), which needs root and a kernel that has it. Rows: results/calibrate.jsonl.
 """
 
 import argparse

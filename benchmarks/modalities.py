@@ -1,6 +1,6 @@
 """Other modalities: phrases (SST-2), news (AG News), the next character (Shakespeare), a table (Adult); two clients, one process.
 
-The small transformer cut after its first block, the perceptron after its first layer; every method against the uncut network:
+The small transformer cut after its first block, the perceptron after its first layer; six schemes beside the uncut network:
 results/modalities.jsonl. SST-2: the first 10,000 phrases.
 """
 

@@ -1,6 +1,6 @@
 """What the package costs over the same training in raw PyTorch: both in one process, turn by turn, on the same tensors.
 
-ResNet-20 on CIFAR-10 (random tensors of its shape with --tiny), cut after its second block, bfloat16 and channels_last. The two
+ResNet-20 on random images of CIFAR-10's shape, cut after its second block, bfloat16 and channels_last. The two
 alternate every 10 batches, who begins changes every time, and the meter is on. At the end both must hold the same weights.
 """
 

@@ -26,7 +26,7 @@ class SyntheticGradientOptions:
     regressor_width: Annotated[Count, "channels of the deep regressor's hidden layers"] = 64
     regressor_lr: Annotated[Annotated[float, Field(ge=0)], "its learning rate"] = 0.01
     true_every: Annotated[Count, "the server's gradient comes back on every k-th step"] = 1
-    delay: Annotated[Annotated[int, Field(ge=0)], "steps until the regressor learns from it; from 1 on nobody waits for it"] = 1
+    delay: Annotated[Annotated[int, Field(ge=0)], "steps until the regressor learns from it, before which nobody waits"] = 1
     conditioned: Annotated[bool, "the regressor sees the labels (cDNI)"] = True
     normalised: Annotated[bool, "targets are divided by the running root mean square of true gradients"] = True
 

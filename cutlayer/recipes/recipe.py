@@ -79,7 +79,7 @@ class Recipe:
     partition: Annotated[str, "how the training data lie with the clients (cutlayer list partitions)"] = "iid"
     alpha: Annotated[Annotated[float, Field(gt=0)], "concentration of the Dirichlet partitions"] = 0.5
     classes_per_client: Annotated[Positive, "classes of each client in the pathological partition"] = 2
-    rounds: Annotated[Positive, "passes in which every client sees all its batches once"] = 10
+    rounds: Annotated[Positive, "each a turn of every client (of those drawn) over its data"] = 10
     local_epochs: Annotated[Positive, "passes over a client's data per turn"] = 1
     batch_size: Annotated[Positive, "samples per mini-batch; the last one may be smaller"] = 128
     drop_last: Annotated[bool, "leave out the last incomplete training batch"] = False

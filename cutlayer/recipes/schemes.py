@@ -99,7 +99,7 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "dni": Scheme(
         {"method": "synthetic_gradient", **RELAY, "true_every": 4},
-        "activations and labels up, every 4th gradient down, for which nobody waits",
+        "activations and labels up, every 4th gradient down, waited for one step later at the latest",
         "clients take turns; the bottom moves along a guessed gradient at once, and the guess is taught when the true one is there",
         "Jaderberg et al., arXiv 1608.05343", "the paper's guess is taught at every batch",
     ),
