@@ -29,13 +29,13 @@ def recomposed(
     task: Task,
     autocast: Callable[[], AbstractContextManager[Any]],
     place: Callable[[Tensor], Tensor] = lambda x: x,
-    through: Callable[[Tensor], Tensor] = lambda z: z,
+    through: Callable[[Smashed], Smashed] = lambda z: z,
     batch_size: int = 500,
 ) -> dict[str, float]:
     """Return the task's metrics of tail(top(bottom(x))) over every sample, and the auxiliary head's as auxiliary_<metric>.
 
     In classification also those of both together, as ensemble_<metric>. Eval mode, no augmentation; the modules' modes are put back.
-    `place` lays out a batch of inputs, `through` is what becomes of activations on their way, if a codec is to be evaluated too.
+    `place` lays out a batch of inputs, `through` is what becomes of what crosses on its way, if a codec is to be evaluated too.
     """
     outputs: dict[str, list[Tensor]] = {"": []}
     targets = []
@@ -43,7 +43,8 @@ def recomposed(
         for index in torch.arange(len(source)).split(batch_size):
             batch = source.batch(index, None)
             z = Smashed.through(modules["bottom"], batch._replace(x=place(batch.x)))
-            output = modules["top"](through(z.main), **z.others)
+            arrived = through(z)
+            output = modules["top"](arrived.main, **arrived.others)
             outputs[""].append(modules["tail"](output) if "tail" in modules else output)
             if "auxiliary" in modules:
                 head = z.into(modules["auxiliary"])

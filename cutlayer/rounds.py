@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from . import codecs
 from .building import placement
+from .cut import Smashed
 from .data.sources import Source
 from .errors import BadInput, RunFailed
 from .evaluate import recomposed
@@ -16,7 +15,9 @@ from .outputs import Outputs
 from .parties import Parties
 from .recipes.recipe import Recipe
 from .server import Server
+from .steps import as_computed, merge
 from .task import Task
+from .wire import Message, pack, unpack
 
 Progress = Callable[[int, int, dict[str, Any] | None], None]  # steps done, steps in all, the record of a finished round
 
@@ -92,14 +93,21 @@ class Rounds:
         self.done = int(state["done"])
 
 
-def as_evaluated(recipe: Recipe) -> Callable[[Tensor], Tensor]:
-    """Return what evaluation does to activations: nothing, or with `compress_eval` what the codec does, without chance."""
+def as_evaluated(recipe: Recipe) -> Callable[[Smashed], Smashed]:
+    """Return what evaluation does to what crosses: nothing, or with `compress_eval` what the codec does, without chance."""
     codec = codecs.build(recipe.codec, recipe.seed).get("smashed") if recipe.compress_eval else None
     if codec is None:
         return lambda z: z
     for each in getattr(codec, "codecs", [codec]):
         each.training = False
-    return lambda z: codec.decode(codec.encode(z))
+    end = {"smashed": codec}
+
+    def through(z: Smashed) -> Smashed:
+        arrived = unpack(pack(Message("smashed", z.tensors("smashed")), end), end)
+        leaves = as_computed(merge([arrived], "smashed"), arrived)
+        return Smashed(leaves.pop("main"), leaves)
+
+    return through
 
 
 def own_names(task: Task) -> set[str]:

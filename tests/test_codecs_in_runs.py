@@ -176,5 +176,60 @@ def test_a_gradient_shares_the_places_of_activations_that_were_noised_before():
 def test_evaluation_codes_a_tensor_the_same_way_every_time(codec):
     through = as_evaluated(make({"codec": {"smashed": codec}, "compress_eval": True}))
     z = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(through(z), through(z))
-    assert not torch.equal(through(z), z)
+    once, again = (through(Smashed(z, {"skip": 2 * z, "mask": z > 0})) for _ in range(2))
+    assert torch.equal(once.main, again.main)
+    assert torch.equal(once.others["skip"], again.others["skip"])
+    assert not torch.equal(once.main, z)
+    assert not torch.equal(once.others["skip"], 2 * z)
+    assert torch.equal(once.others["mask"], z > 0)
+
+
+def test_two_factors_are_evaluated_about_as_well_as_training_has_them():
+    """Training's basis has followed the tensors before; evaluation has none before it."""
+    draw = torch.Generator().manual_seed(0)
+    channels = torch.randn(16, 16, generator=draw) * 0.5 ** torch.arange(16)
+    rows = [torch.randn(8, 16, 3, 3, generator=draw).permute(0, 2, 3, 1) @ channels for _ in range(20)]
+    tensors = [each.permute(0, 3, 1, 2) for each in rows]
+    trained, fresh = (build({"smashed": "low_rank@3"})["smashed"] for _ in range(2))
+    for tensor in tensors[:-1]:
+        trained.encode(tensor)
+    fresh.training = False
+    last = tensors[-1]
+    errors = [float((codec.decode(codec.encode(last)) - last).norm()) for codec in (trained, fresh)]
+    assert errors[1] < 1.05 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("activations", "gradient"),
+    [("low_rank@2+top_k@0.5", "top_k@0.5"), ("top_k@0.5", "low_rank@2+top_k@0.5"), ("low_rank@2+top_k", "top_k")],
+)
+def test_places_in_a_factor_are_no_places_of_the_tensor(activations, gradient):
+    ends = [build({"smashed": activations, "cut_grad": gradient}) for _ in range(2)]
+    z, g = (torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    unpack(pack(Message("smashed", {"smashed": z}), ends[0]), ends[1])
+    came = unpack(pack(Message("cut_grad", {"cut_grad": g}), ends[1]), ends[0]).tensors["cut_grad"]
+    assert came.shape == g.shape
+    assert float(torch.nn.functional.cosine_similarity(came.flatten(), g.flatten(), dim=0)) > 0.3
+
+
+def test_merged_samples_cross_in_the_precision_of_the_run():
+    clients = cl.partition.contiguous(small_data(n=24).train, num_clients=1)
+    how = {"rounds": 1, "batch_size": 8, "num_threads": 1, "precision": "bfloat16", "diagnose_every": 0}
+    parts = cl.cut(small_model(), "stage1.block1", "hidden")
+    plain, half = (
+        cl.run(parts, clients, codec=codec, **how).summary["bytes"] for codec in ({}, {"smashed": "batch_merge@0.5"})
+    )
+    for direction, role in (("up", "smashed"), ("down", "cut_grad"), ("down", "features"), ("up", "feature_grad")):
+        assert half[direction][role]["payload"] == plain[direction][role]["payload"] / 2
+
+
+def test_a_tail_computes_what_is_left_of_merged_samples():
+    clients = cl.partition.contiguous(small_data(n=24).train, num_clients=1)
+    how = {"rounds": 1, "batch_size": 8, "num_threads": 1, "speeds": 1e6, "server_speed": 1e12}
+    parts = cl.cut(small_model(), "stage1.block1", "hidden")
+    seconds = {
+        ratio: cl.run(parts, clients, codec={"smashed": f"batch_merge@{ratio}"}, **how).summary["simulated"]["seconds"]
+        for ratio in (1.0, 0.5)
+    }
+    macs = cl.run(parts, clients, **how).summary["macs_per_sample"]["tail"]
+    assert seconds[1.0] - seconds[0.5] == pytest.approx(3 * 12 * macs / 1e6, rel=1e-3)

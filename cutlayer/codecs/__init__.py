@@ -136,7 +136,13 @@ def reducer(names: Mapping[str, str], seed: int = 0, client: int = 0) -> BatchMe
 
 
 def _sparse(codec: Any) -> TopK | None:
-    return next((each for each in getattr(codec, "codecs", [codec]) if isinstance(each, TopK)), None)
+    """Return the codec that leaves values out, if what it is given are the tensor's own, each at its place."""
+    for each in getattr(codec, "codecs", [codec]):
+        if isinstance(each, TopK):
+            return each
+        if getattr(each, "num_parts", 0) != 1:
+            return None
+    return None
 
 
 def _chain(role: str, name: str, seed: int, client: int, end: str) -> Codec | None:

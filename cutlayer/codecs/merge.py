@@ -52,7 +52,8 @@ class BatchMerge(Drawing):
         Raises BadInput where other tensors cross, targets are no classes, or tokens are to be left out of what has none.
         """
         tensors = z.detach().tensors("smashed")
-        main, mask = tensors.pop("smashed").float(), tensors.pop("context/mask", None)
+        main, mask = tensors.pop("smashed"), tensors.pop("context/mask", None)
+        dtype, main = main.dtype, main.float()
         if tensors:
             raise BadInput(f"codec batch_merge merges one tensor, and {', '.join(tensors)} cross here too; cut elsewhere")
         if y.dim() != 1 or y.is_floating_point():
@@ -76,12 +77,12 @@ class BatchMerge(Drawing):
         at = keep[:, :, None].expand(-1, -1, merged.shape[2])
         rows = merged.gather(1, at)
         shape = (len(rows), *main.shape[1:]) if importance is None else (len(rows), keep.shape[1], *main.shape[2:])
-        sent = rows.reshape(shape)
+        sent = rows.reshape(shape).to(dtype)
         if main.dim() == 4 and not main.is_contiguous():
             sent = sent.contiguous(memory_format=torch.channels_last)
 
         def back(gradient: Tensor) -> Tensor:
-            whole = torch.zeros_like(merged).scatter(1, at, gradient.reshape(rows.shape))
+            whole = torch.zeros_like(merged).scatter(1, at, gradient.reshape(rows.shape).float())
             return torch.einsum("nkp,kpf->npf", share, whole).reshape(main.shape)
 
         masks = {} if mask is None else {"context/mask": there.gather(1, keep)}
