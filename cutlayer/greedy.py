@@ -59,7 +59,7 @@ class Greedy(ServerPart):
             )
         if not self.pieces:
             self._build(server, z)
-        round, turn, meter = server.schedule.round, server.schedule.turn(first.client), server.meter
+        pace, turn, meter = server.schedule.pace(first.client), server.schedule.turn(first.client), server.meter
         with meter.step("server", first.client, server.samples(first), server.owned):
             for i, (piece, head, optimizer) in enumerate(zip(self.pieces, self.heads, self.optimizers, strict=True)):
                 with meter.phase("server_forward", first.client):
@@ -69,7 +69,7 @@ class Greedy(ServerPart):
                         loss = server.task.loss(head(output), y)
                 with meter.phase("server_backward", first.client):
                     loss.backward()
-                    server.training.set_round(optimizer, round, server.schedule.rate(first.client))
+                    server.training.set_round(optimizer, pace, server.schedule.rate(first.client))
                     server.training.step(optimizer, times=len(self.pieces) - i if self.options.repeat_steps else 1)
                 last = piece is self.pieces[-1]
                 server.note("loss" if last else f"piece{i + 1}_loss", loss, len(y))

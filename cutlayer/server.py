@@ -229,7 +229,7 @@ class Server:
     def step(self, client: int) -> None:
         """Take one step of a client's top with the gradients that are there."""
         optimizer = self.optimizers[client if self.copies else -1]
-        self.training.set_round(optimizer, self.schedule.round, self.schedule.rate(client))
+        self.training.set_round(optimizer, self.schedule.pace(client), self.schedule.rate(client))
         if self.training.prox and self.copies and client not in self.anchors:  # one top for all receives no weights
             self.anchors[client] = [p.detach().clone() for p in self.top_of(client).parameters()]
         self.training.step(optimizer, self.anchors.get(client, ()))

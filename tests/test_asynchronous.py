@@ -11,7 +11,7 @@ import cutlayer as cl
 from cutlayer.averaging import add_changes, mix
 from cutlayer.errors import BadInput
 from cutlayer.recipes.recipe import make
-from cutlayer.run import train
+from cutlayer.run import Paused, train
 from cutlayer.schedules import Plan
 from cutlayer.schedules.asynchronous import Asynchronous, AsynchronousOptions
 from cutlayer.server import Server
@@ -281,3 +281,32 @@ def test_no_step_of_the_top_draws_what_another_drew(monkeypatch):
     tops = [which for which in drawn if which[0] == "top"]
     assert max(Counter(client for _, client, _, _ in tops).values()) > QUICK["rounds"] * 8 // QUICK["batch_size"]
     assert len(set(tops)) == len(tops)
+
+
+@pytest.mark.parametrize("lr_schedule", ["constant", "cosine"])
+def test_a_top_of_its_own_has_the_learning_rate_of_its_client(lr_schedule):
+    """Bottom and copy of one client are together the uncut network that the client would train under the same schedule."""
+    how = {"merge": "fedbuff", "buffer_size": 2, "server_copies": True, "lr_schedule": lr_schedule, "speeds": "1e6,2e6,7e6"}
+    clients = cl.partition.contiguous(small_data(n=24).train, num_clients=3)
+    model = small_model()
+    split = cl.run(cl.cut(model, "stage1.block1"), clients, **{**QUICK, "schedule": "asynchronous", **how})
+    uncut = cl.run(
+        cl.cut(model, "stage1.block1"),
+        clients,
+        **{**QUICK, "schedule": "asynchronous", "method": "uncut", "cut": "none", **how},
+    )
+    assert [r["staleness_0"] for r in split.records] == [r["staleness_0"] for r in uncut.records]
+    theirs = uncut.modules["bottom"].state_dict()
+    for part in ("bottom", "top"):
+        for key, tensor in split.modules[part].state_dict().items():
+            assert torch.allclose(theirs[f"{part}.{key}"].float(), tensor.float(), atol=1e-5), key
+
+
+def test_a_replayed_run_goes_on_from_no_mark(tmp_path):
+    parts = cl.cut(small_model(), "stage1.block1")
+    clients = cl.partition.contiguous(small_data(n=24).train, num_clients=2)
+    recipe = make({"num_clients": 2, "schedule": "asynchronous", "checkpoint_every": 1, **QUICK})
+    with pytest.raises(Paused):
+        train(recipe, parts, clients, Task(), tmp_path, deadline=0.0)
+    with pytest.raises(BadInput, match="goes on from none; delete it, or choose another out"):
+        train(recipe, parts, clients, Task(), tmp_path, replay=[0, 1])

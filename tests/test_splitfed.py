@@ -274,6 +274,21 @@ def test_client_drift_of_a_round_is_the_mean_over_its_averages(monkeypatch):
             {"server_order": "batch_major", "sync_every": "1 epoch", "local_epochs": 2, "checkpoint_every": 2},
             "would wait for ever; marks are written at every average, take 0",
         ),
+        (
+            {
+                "server_order": "concatenated",
+                "method": "auxiliary_loss",
+                "lambda_weight": 0.5,
+                "lambda_every": 2,
+                "send_every": 3,
+                "checkpoint_every": 2,
+            },
+            "lambda_every and send_every clients that wait for a mark and for each other's batches would wait for ever",
+        ),
+        (
+            {"method": "loss_threshold", "server_copies": True, "participation": 0.5},
+            "tops of clients that are not drawn train on what is stored, and are in no average",
+        ),
     ],
 )
 def test_options_of_many_clients_that_would_do_nothing_or_hang_are_refused(fields, said):

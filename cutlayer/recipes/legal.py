@@ -120,6 +120,17 @@ def _timing(recipe: Recipe, o: Any, returns: bool) -> str | None:
             f"checkpoint_every = {recipe.checkpoint_every}: with server_order = {order!r} and sync_every = {o.sync_every!r} clients "
             f"that wait for a mark and for each other's batches would wait for ever; marks are written at every average, take 0"
         )
+    now_and_then = all(recipe.options.get(name, 1) > 1 for name in ("lambda_every", "send_every")) and returns
+    if now_and_then and recipe.checkpoint_every and order in ("batch_major", "concatenated"):
+        return (
+            f"checkpoint_every = {recipe.checkpoint_every}: with server_order = {order!r}, lambda_every and send_every clients that wait "
+            f"for a mark and for each other's batches would wait for ever; marks are written at every average, take 0"
+        )
+    if recipe.method == "loss_threshold" and getattr(o, "participation", 1.0) < 1 and o.server_copies:
+        return (
+            f"participation = {o.participation}: with method loss_threshold tops of clients that are not drawn train on what is stored, "
+            f"and are in no average; take participation = 1, or server_copies = false"
+        )
     if getattr(o, "participation", 1.0) < 1 and unit == "round" and number > 1:
         return (
             f"sync_every = {o.sync_every!r} with participation = {o.participation}: who is drawn in one of these rounds alone would "

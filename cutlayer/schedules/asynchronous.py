@@ -89,6 +89,10 @@ class Asynchronous:
         """Return the factor of the learning rate of a server step that a client's activations cause."""
         return self.weight(self.since[client]) if self.options.server_rate == "staleness" else 1.0
 
+    def pace(self, client: int) -> int:
+        """Return the round that the learning rate of a server step follows: with a top of its own that of the client's turn."""
+        return self.bases[client][1] if self.server_copies and client in self.bases else self.round
+
     def turn(self, client: int) -> int:
         """Return which pass over its data a client is in: in one round it may take two."""
         return self.taken[client]

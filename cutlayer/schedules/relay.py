@@ -85,6 +85,9 @@ class Relay:
     def rate(self, client: int) -> float:
         return 1.0
 
+    def pace(self, client: int) -> int:
+        return self.round
+
     def turn(self, client: int) -> int:
         return self.round
 
