@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cut import Smashed
+from .cut import Smashed, unharmed
 from .errors import BadInput
 from .models.heads import build_decoder, build_head
 from .task import Batch, Task
@@ -58,7 +58,7 @@ def forward_share(client: "Client", batch: Batch, share: float) -> tuple[Smashed
     if n >= len(batch.y) - 1:
         z = client.forward(batch)
         return z, z, batch
-    if client.task.ragged:
+    if any(len(tensor) != len(batch.y) for tensor in (batch.x, *batch.inputs.values())):
         raise BadInput(f"backward_share = {share}: a graph's rows are nodes, not samples; take 1")
     own, others = batch.split(n)
     more = client.forward(others, graph=False, draws="bottom of the others")
@@ -78,4 +78,4 @@ def reconstruction_loss(decoder: nn.Module, z: Smashed, batch: Batch, task: Task
 
 def squared_error(module: nn.Module, z: Smashed, batch: Batch, task: Task) -> Tensor:
     """Return the mean squared error of the guess; the batch's x is the true gradient."""
-    return F.mse_loss(module(z.main, batch.y).float(), batch.x.float())
+    return F.mse_loss(unharmed(z.main, lambda main: module(main, batch.y)).float(), batch.x.float())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .averaging import batch_norm_entries
-from .cut import Smashed
+from .cut import Smashed, unharmed
 from .errors import BadInput
 from .meter import Meter, owned_bytes
 from .reducing import Reducer, spread
@@ -101,7 +101,7 @@ class Client:
     def predict(self, name: str, z: Smashed, batch: Batch) -> Tensor:
         """Return what an added module says of z and the targets, without a graph and without a trace in running statistics."""
         with self._pass(name, graph=False, statistics=False):
-            output: Tensor = self.modules[name](z.main, batch.y)
+            output = unharmed(z.main, lambda main: self.modules[name](main, batch.y))
         self._spent(name, len(batch.y), False)
         return output
 
@@ -151,7 +151,7 @@ class Client:
             loss = self.task.loss(self.modules["tail"](features.clone()), y)  # a tail may begin in place, as a leaf must not
         with self.meter.phase("client_backward", self.id):
             loss.backward()
-        self.meter.spend(str(self.id), "tail", len(batch.y), 3)
+        self.meter.spend(str(self.id), "tail", len(y), 3)
         self.note({"loss": loss.detach()})
         assert features.grad is not None
         answer = yield from self._ask("feature_grad", {"feature_grad": features.grad}, reply)

@@ -44,8 +44,7 @@ class Smashed(NamedTuple):
 
     def into(self, head: nn.Module) -> Tensor:
         """Return what a head at the cut gives; one whose `takes_others` is true is given the other tensors by name as well."""
-        output: Tensor = head(self.main, **self.others) if getattr(head, "takes_others", False) else head(self.main)
-        return output
+        return unharmed(self.main, lambda z: head(z, **self.others) if getattr(head, "takes_others", False) else head(z))
 
     def followed_by(self, other: "Smashed") -> "Smashed":
         """Return the rows of both, those of the other one behind."""
@@ -62,6 +61,20 @@ class Smashed(NamedTuple):
         for name, value in self.others.items():
             named[f"{role}/{name}" if value.is_floating_point() else f"context/{name}"] = value
         return named
+
+
+def unharmed(z: Tensor, module: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what a module at the cut gives for z, which others need as it is; raises BadInput if it overwrites z."""
+    before, why = z._version, "a module at the cut overwrites the activations that it is given; begin it without inplace=True"
+    try:
+        output = module(z)
+    except RuntimeError as error:
+        if "leaf Variable" not in str(error):
+            raise
+        raise BadInput(why) from error
+    if z._version != before:
+        raise BadInput(why)
+    return output
 
 
 def _both(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> Tensor:

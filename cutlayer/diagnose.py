@@ -51,7 +51,8 @@ def look(method: Method, client: Client, server: Server, batch: Batch) -> Record
     twin, top = copy.copy(client), copy.deepcopy(server.top_of(client.id))
     twin.modules = copy.deepcopy(client.modules)
     twin.meter, twin.owed = type(client.meter)(), []
-    with torch.no_grad(), client.training.autocast():
+    at = client.id, client.round, client.step  # whose draws the run's own pass has too
+    with client.training.computing(twin.modules["bottom"], "bottom", *at, graph=False):
         z = Smashed.through(twin.modules["bottom"], batch)
     leaf = Smashed(z.main.float().requires_grad_(), z.others)
     flat = leaf.main.detach().flatten(1)
@@ -63,7 +64,7 @@ def look(method: Method, client: Client, server: Server, batch: Batch) -> Record
     if loss is None:
         return record
     (mine,) = torch.autograd.grad(loss, leaf.main)
-    with client.training.autocast():
+    with server.training.computing(top, "top", *at):
         seen = leaf.main.clone() if server.copy_input else leaf.main
         true_loss = client.task.loss(top(seen, **leaf.others), batch.y)
     (true,) = torch.autograd.grad(true_loss, leaf.main)

@@ -7,6 +7,7 @@ from torch import nn
 
 import cutlayer as cl
 from cutlayer.diagnose import effective_rank
+from cutlayer.errors import BadInput
 
 HOW = {"rounds": 2, "batch_size": 8, "num_threads": 1, "lr": 0.05}
 
@@ -68,3 +69,32 @@ def test_effective_rank_of_known_matrices():
     assert float(effective_rank(torch.eye(5))) == pytest.approx(5, rel=1e-5)
     assert float(effective_rank(torch.ones(4, 7))) == pytest.approx(1, rel=1e-4)
     assert math.isnan(float(effective_rank(torch.full((2, 2), float("nan")))))
+
+
+def test_what_is_looked_at_is_a_function_of_the_seed():
+    parts = cl.Parts(
+        nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Dropout(0.5)),
+        nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 4)),
+    )
+    clients = cl.partition.iid(small_data().train, num_clients=1)
+
+    def seen():
+        result = cl.run(parts, clients, scheme="dsl", auxiliary="linear", diagnose_every=1, **HOW)
+        return [(record["activation_norm"], record["gradient_cosine"]) for record in result.records]
+
+    assert seen() == seen()
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"diagnose_every": 1}, {"scheme": "heron_sfl"}, {"scheme": "fsl_sage"}, {"reconstruction": "conv2"}]
+)
+def test_a_head_that_overwrites_the_activations_is_refused(fields, monkeypatch):
+    from cutlayer.models import heads
+
+    def overwriting(task, depth, width):
+        return nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 36, 4))
+
+    monkeypatch.setitem(heads.HEADS, "mine", heads.Entry(overwriting, "begins in place"))
+    clients = cl.partition.iid(small_data().train, num_clients=1)
+    with pytest.raises(BadInput, match="overwrites the activations that it is given; begin it without inplace=True"):
+        cl.run(cl.cut(small_model(), "stage1.block1"), clients, **{"scheme": "dsl", "auxiliary": "mine", **HOW, **fields})

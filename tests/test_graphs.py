@@ -351,3 +351,11 @@ def test_T13_1_on_every_set_of_the_collection_split_is_uncut(name, data_dir):
         parts = {k: v for part in ("bottom", "top") for k, v in split.modules[part].state_dict().items()}
         assert equal(parts, whole)
         assert split.records[-1]["accuracy"] == uncut.records[-1]["accuracy"]
+
+
+@pytest.mark.parametrize("at", ["conv2", "readout"])
+def test_half_a_batch_of_graphs_is_refused_at_every_cut(at):
+    """Behind the readout a row is a graph, and in front of the bottom still a node."""
+    clients = cl.partition.contiguous(data().train, num_clients=1)
+    with pytest.raises(BadInput, match=r"backward_share = 0\.5: a graph's rows are nodes, not samples; take 1"):
+        cl.run(cl.cut(model(), at), clients, scheme="dsl", auxiliary="pool_linear", backward_share=0.5, rounds=1, batch_size=8)
