@@ -161,7 +161,8 @@ class Builder:
             bottom, tail = copy.deepcopy((self.parts.bottom, self.parts.tail))
             own = {"bottom": bottom} | ({"tail": tail} if tail is not None else {})
         sizes = [len(batch) for batch in order(recipe, len(share), k, 0)]
-        sample = int(sizes[:2] == sizes[:1] * 2)  # the second batch, if it is whole: its optimizer has state
+        second = getattr(self.options, "send_every", 1)  # that is sent: by then its optimizer has state
+        sample = second if sizes[second : second + 1] == sizes[:1] else 0
         with drawing(recipe.seed, "auxiliary"):
             client = Client(
                 k, {n: place_module(recipe, m) for n, m in own.items()}, self.client_training, self.task, meter=self.meter,

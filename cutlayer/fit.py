@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .cut import Parts, Smashed, refuse_shared
 from .data.sources import Source
-from .errors import BadInput
+from .errors import BadInput, RunFailed
 from .recipes.recipe import Recipe
 from .task import Batch, Task
 
@@ -118,6 +118,19 @@ def drawing_part(modules: Mapping[str, nn.Module], batch: Batch) -> str | None:
             if not torch.equal(before, state()):
                 return name
     return None
+
+
+@contextmanager
+def single_samples() -> Iterator[None]:
+    """Say in one line what is wrong where a batch of one sample reaches BatchNorm in training; raises RunFailed."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise RunFailed(
+            "a batch of one sample reached BatchNorm; raise batch_size, or give each client more samples"
+        ) from error
 
 
 @contextmanager

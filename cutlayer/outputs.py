@@ -144,9 +144,12 @@ class Outputs:
         from .report import read as read_run
 
         assert self.out is not None
-        modules = parties.modules()
+        folder = self.out / "weights"
+        modules = parties.modules(
+            sorted(int(path.stem.removeprefix("bottom-")) for path in folder.glob("bottom-*.safetensors"))
+        )
         for name, module in modules.items():
-            path = self.out / "weights" / f"{name}.safetensors"
+            path = folder / f"{name}.safetensors"
             try:
                 module.load_state_dict(load_file(path))
             except (OSError, RuntimeError, SafetensorError) as error:

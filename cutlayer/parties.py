@@ -1,7 +1,7 @@
 """All of a run's parties, as one process holds them: clients with their methods and batches, and their server."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,12 +64,17 @@ class Parties:
         own = {n: m for n, m in client.modules.items() if n in client.travels or next(m.parameters(), None) is not None}
         return {**own, "top": self.server.top}
 
-    def modules(self) -> dict[str, nn.Module]:
-        """Return the trained modules by name, as bottom-<k> where clients differ and top-<k> where their copies do."""
+    def modules(self, apart: Sequence[int] = ()) -> dict[str, nn.Module]:
+        """Return the trained modules by name, as bottom-<k> where clients differ and top-<k> where their copies do.
+
+        `apart`: the clients that differed in a run that is over, whose weights these modules are to be given.
+        """
         models = self.models()
-        if len(models) == 1:
+        if apart:
+            models = [copy.deepcopy(models[0]) for _ in apart]
+        elif len(models) == 1:
             return models[0]
-        clients = [k for k, _, _ in self.server.models()]
+        clients = apart or [k for k, _, _ in self.server.models()]
         named = {f"{name}-{k}": module for k, model in zip(clients, models, strict=True) for name, module in model.items()}
         if not self.server.copies:
             named = {name: module for name, module in named.items() if not name.startswith("top-")} | {"top": self.server.top}

@@ -15,8 +15,8 @@ from .data import DATASETS, load as load_data
 from .data.partition import PARTITIONS, Partition, split
 from .data.sources import Data
 from .diagnose import watch
-from .errors import BadInput, RunFailed
-from .fit import fitted
+from .errors import BadInput
+from .fit import fitted, single_samples
 from .meter import heard
 from .named import find, made
 from .outputs import Outputs, Result, alone_in
@@ -135,7 +135,7 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
-        with heard(), alone_in(out):
+        with heard(), alone_in(out), single_samples():
             outputs = Outputs(recipe, out, clients, release)
             rounds = Rounds(recipe, source, outputs, num_steps(recipe, clients.shares), progress, deadline)
             parties = build(recipe, parts, clients, source, fitted(task, recipe, parts, source), rounds.tick)
@@ -143,6 +143,10 @@ def train(
             if out is not None and (out / "summary.json").exists():
                 return outputs.finished(parties)
             if out is not None and (found := checkpoint.marks(out / "marks")):
+                if replay is not None:
+                    raise BadInput(
+                        f"{out} holds marks, and a run that replays an order goes on from none; delete it, or choose another out"
+                    )
                 rounds.resume(checkpoint.load(found[-1], recipe.device))
             programs = {
                 client.id: program(client, watch(recipe, method, parties.server), its_batches, recipe.checkpoint_every)
@@ -154,12 +158,6 @@ def train(
                 server = parties.server if replay is None else Replayed(parties.server, replay)
                 inprocess.run(programs, server, parties.ends, parties.meter, tap=outputs.tap(), overlap=recipe.overlap)
             return outputs.finish(parties)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise RunFailed(
-            "a batch of one sample reached BatchNorm; raise batch_size, or give each client more samples"
-        ) from error
     finally:
         torch.set_num_threads(threads)
 

@@ -198,6 +198,9 @@ PRICED = [
     {"scheme": "vanilla", "codec": {"smashed": "top_k@0.2+uniform4", "cut_grad": "top_k@0.2+uniform8"}},
     {"scheme": "dsl", "codec": {"smashed": "batch_merge@0.25+low_rank@2"}},
     {"scheme": "async_splitfed", "merge": "fedbuff", "buffer_size": 2},
+    {"scheme": "splitfed_v2", "num_clients": 3, "server_order": "concatenated"},
+    {"scheme": "dni", "num_clients": 2, "hand_over": "carry", "optimizer": "adam", "delay": 3, "true_every": 2},
+    {"method": "auxiliary_loss", "auxiliary": "linear", "send_every": 3, "cut": "block1", "tail": "pool"},
 ]
 
 
@@ -221,7 +224,12 @@ def test_dry_run_says_what_the_run_then_counts(more, tmp_path):
 
 @pytest.mark.parametrize(
     ("more", "why"),
-    [({}, ""), ({"partition": "dirichlet"}, "takes more turns"), ({"speeds": "1e6", "server_speed": 1e6}, "takes more turns")],
+    [
+        ({}, ""),
+        ({"codec": "weights=minifloat@4:3"}, "no sign bit where nothing is negative"),
+        ({"partition": "dirichlet"}, "takes more turns"),
+        ({"speeds": "1e6", "server_speed": 1e6}, "takes more turns"),
+    ],
 )
 def test_dry_run_says_where_bytes_are_an_estimate(more, why):
     from cutlayer.estimate import estimate
@@ -229,6 +237,11 @@ def test_dry_run_says_where_bytes_are_an_estimate(more, why):
     small = {"num_train": 100, "num_test": 32, "rounds": 2, "batch_size": 16, "model": "resnet8", "num_clients": 2}
     assert why in estimate(load("demo", scheme="async_splitfed", **small, **more)).inexact
     assert not estimate(load("demo", scheme="async_splitfed", **small)).inexact
+
+
+def test_dry_run_says_that_a_batch_is_too_small(capsys):
+    assert main(["run", "demo", *QUICK, "--batch-size", "1", "--auxiliary", "mlp", "--dry-run"]) == 1
+    assert "a batch of one sample reached BatchNorm; raise batch_size" in capsys.readouterr().err
 
 
 def test_dry_run_prints_and_trains_nothing(tmp_path, capsys, monkeypatch):

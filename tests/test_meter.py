@@ -245,3 +245,21 @@ def test_an_interrupt_inside_of_a_finalizer_is_heard():
             let_go()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_client_is_measured_in_a_step_that_sends():
+    """Where the tail is the client's too, a step that sends nothing does not use it."""
+    parts, clients = (
+        cl.cut(small_model(), "stage1.block1", "hidden"),
+        cl.partition.contiguous(small_data(n=40).train, num_clients=1),
+    )
+    how = {
+        "method": "auxiliary_loss",
+        "auxiliary": "pool_linear",
+        "rounds": 1,
+        "batch_size": 8,
+        "num_threads": 1,
+        "momentum": 0.9,
+    }
+    peaks = [cl.run(parts, clients, send_every=every, **how).summary["peak_memory_bytes"]["client"] for every in (1, 2, 3, 9)]
+    assert len(set(peaks)) == 1

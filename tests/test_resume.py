@@ -17,7 +17,7 @@ from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
 from cutlayer.outputs import alone_in
 from cutlayer.recipes.recipe import make, method_class
-from cutlayer.run import train
+from cutlayer.run import run_recipe, train
 from cutlayer.task import Task
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -265,3 +265,17 @@ def test_a_mark_keeps_how_a_tensor_lies_in_memory(tmp_path):
     for name, tensor in tree.items():
         assert torch.equal(found[name], tensor)
         assert found[name].stride() == tensor.stride(), name
+
+
+@pytest.mark.parametrize("scheme", ["psl", "splitfed_v3", "local_only", "splitfed_v2"])
+def test_a_finished_run_is_returned_with_the_weights_of_every_client(scheme, tmp_path):
+    recipe = make(
+        {"data": "digits", "num_train": 64, "num_test": 32, "model": "mlp", "num_clients": 2, "rounds": 1, "scheme": scheme}
+    )
+    first, again = (run_recipe(recipe, tmp_path) for _ in range(2))
+    assert first.modules.keys() == again.modules.keys()
+    assert all(equal(first.modules[name], again.modules[name]) for name in first.modules)
+    some = next((tmp_path / "weights").glob("bottom*"))
+    some.write_bytes(b"")
+    with pytest.raises(BadInput, match=rf"{some.name} cannot be read"):
+        run_recipe(recipe, tmp_path)
