@@ -99,6 +99,13 @@ def serve(
     folder = out or folder_of(made, "-server")
     names = [name for name in clients.split(",") if name]
     if predict:
+        given_too = {
+            "--wait-for": wait_for != "all", "--quorum": quorum != 1, "--late-join": late_join, "--resume": resume,
+            "--status-port": status_port is not None,
+        }  # fmt: skip
+        if any(given_too.values()):
+            named = ", ".join(name for name, is_given in given_too.items() if is_given)
+            raise BadInput(f"--predict beside {named}: that is of training; drop one of the two")
         return _answer(made, folder, listen, names, tls)
     check_folder(made, folder)
     if (folder / "summary.json").exists():

@@ -162,6 +162,7 @@ class Outputs:
         from torch.utils.tensorboard import SummaryWriter
 
         assert self.out is not None
+        shutil.rmtree(self.out / "events", ignore_errors=True)  # of an end that was cut short
         writer = SummaryWriter(self.out / "events")
         for record in self.records:
             for name, value in record.items():

@@ -52,6 +52,10 @@ def test_run_writes_everything_it_promises(tmp_path, capsys):
     assert "report.html" in capsys.readouterr().out
     # the recipe that was written is the run's own
     assert load(str(out / "recipe.toml")).digest() == summary["digest"]
+    # without its summary it is run again, and has one curve
+    (out / "summary.json").unlink()
+    assert main(["run", "demo", *QUICK, "--tap", "true", "--out", str(out)]) == 0
+    assert len(list((out / "events").iterdir())) == 1
 
 
 def test_compare_runs_the_product_once_and_goes_on(tmp_path, capsys):

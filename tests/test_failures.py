@@ -272,6 +272,8 @@ def test_labels_out_of_range_and_strange_items_are_bad_input():
     x = torch.zeros(4, 1, 6, 6)
     with pytest.raises(BadInput, match="label 7 of sample 2 is out of range"):
         cl.data.from_datasets(TensorDataset(x, torch.tensor([0, 1, 7, 1])), TensorDataset(x, torch.zeros(4).long()), 4)
+    with pytest.raises(BadInput, match=r"true or false, and classes have numbers; give y\.long\(\)"):
+        cl.data.from_datasets(TensorDataset(x, torch.zeros(4).bool()), TensorDataset(x, torch.zeros(4).bool()), 2)
 
 
 def test_interrupted_says_how_to_go_on(monkeypatch, capsys):

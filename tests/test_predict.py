@@ -7,6 +7,7 @@ import torch
 from across import BASE, over_grpc
 from network import COPIES
 
+from cutlayer.cli import main
 from cutlayer.errors import BadInput
 from cutlayer.handshake import about
 from cutlayer.predict import Answering, Answers, Owner, Remote, classes, load_into, predict, write
@@ -131,3 +132,11 @@ def test_a_prediction_is_asked_again_of_a_server_that_was_started_again(tmp_path
     line.close()
     accuracy = (found[0].argmax(1) == batch.y).float().mean()
     assert float(accuracy) == result.summary["accuracy_final"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--status-port", "7001"], ["--resume"], ["--late-join"], ["--quorum", "2"], ["--wait-for", "1"]]
+)
+def test_what_is_of_training_is_refused_beside_predictions(words, tmp_path, capsys):
+    assert main(["serve", "demo", "--num-clients", "2", "--predict", "--insecure", "--out", str(tmp_path), *words]) == 2
+    assert f"--predict beside {words[0]}: that is of training" in capsys.readouterr().err

@@ -164,6 +164,8 @@ def _targets(dataset: Any) -> Tensor:
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
     """Raise BadInput naming the first class label outside 0..num_classes-1; targets that are no integers are left alone."""
+    if labels.dtype == torch.bool:
+        raise BadInput("labels are true or false, and classes have numbers; give y.long()")
     if labels.is_floating_point() or labels.dim() != 1:
         return
     wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
