@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -106,23 +106,41 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 
 def groups_of(runs: Sequence[Run]) -> list[Group]:
-    """Return the configurations in order of appearance, seeds together; the same seed again is a configuration of its own."""
-    fields, sorted_out = differences(runs), dict[tuple[str, int], list[Run]]()
-    named = len({run.recipe.get("name") for run in runs} - {"", None}) > 1
+    """Return the configurations in order of appearance, seeds together; the same seed again is a configuration of its own.
+
+    What a run is called says nothing about its configuration: names are shown where they tell all apart, and join no runs.
+    """
+    fields, sorted_out = differences(runs), dict[tuple[str, str, int], list[Run]]()
     for run in runs:
-        parts = [f"{k}={word(run.recipe[k])}" for k in fields if k in run.recipe]
-        label = run.label or (named and run.recipe.get("name")) or ", ".join(parts)
-        label = label or run.recipe.get("name") or run.recipe.get("scheme") or run.recipe.get("method") or "run"
+        parts = ", ".join(f"{k}={word(run.recipe[k])}" for k in fields if k in run.recipe)
         again = 0
-        while any(run.summary.get("seed") == other.summary.get("seed") for other in sorted_out.get((label, again), [])):
+        while any(run.summary.get("seed") == o.summary.get("seed") for o in sorted_out.get((run.label, parts, again), [])):
             again += 1
-        sorted_out.setdefault((label, again), []).append(run)
-    names = [label + (f" ({again + 1})" if again else "") for label, again in sorted_out]
+        sorted_out.setdefault((run.label, parts, again), []).append(run)
+    names = _labels(sorted_out)
     values = [" ".join(part.partition("=")[2] or part for part in name.split(", ")) for name in names]
     letters = [ascii_uppercase[i % 26] + str(i // 26 or "") if len(names) > 1 else "" for i in range(len(names))]
     brief = max(map(len, values), default=0) <= 16
     shorts = [f"{letter} {value}" if brief and letter else letter for letter, value in zip(letters, values, strict=True)]
     return [Group(i, letters[i], names[i], members, shorts[i]) for i, members in enumerate(sorted_out.values())]
+
+
+def _labels(sorted_out: Mapping[tuple[str, str, int], Sequence[Run]]) -> list[str]:
+    """Return what each configuration is called: its label, or its name where names tell all apart, or what differs."""
+    called = [{run.recipe.get("name") or "" for run in members} for members in sorted_out.values()]
+    named = [name for names in called for name in names if name]
+    tell = max(map(len, called)) == 1 < len(named) == len(set(named))
+    labels = []
+    for (label, parts, again), members in sorted_out.items():
+        recipe = members[0].recipe
+        if not label and tell and recipe.get("name"):
+            labels.append(recipe["name"])
+            continue
+        if label and len({other for mine, other, _ in sorted_out if mine == label}) > 1:
+            label = f"{label}, {parts}"
+        label = label or parts or recipe.get("name") or recipe.get("scheme") or recipe.get("method") or "run"
+        labels.append(label + (f" ({again + 1})" if again else ""))
+    return labels
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

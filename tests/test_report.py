@@ -163,6 +163,19 @@ def test_labels_name_what_differs_and_seeds_share_one() -> None:
     assert labels([made(name="one"), made("auxiliary_loss", name="two")]) == ["one", "two"]
 
 
+def test_names_join_no_configurations_and_keep_no_seeds_apart() -> None:
+    three = [made(name="n1"), made(name="n2", seed=1, lr=0.001), made(name="n3", seed=2)]
+    assert labels(three) == ["lr=0.1", "lr=0.001", "lr=0.1"]
+    assert labels([made(name="n1"), made(name="n2", lr=0.001)]) == ["n1", "n2"]
+    assert labels([made(name="n1"), made(name="n1", seed=1, lr=0.001), made(name="n2")]) == ["lr=0.1", "lr=0.001", "lr=0.1 (2)"]
+    two = [made(name=name, lr=lr, model=model) for name, model in (("a", "mlp"), ("b", "resnet8")) for lr in (0.1, 0.03)]
+    assert labels(two) == ["model=mlp, lr=0.1", "model=mlp, lr=0.03", "model=resnet8, lr=0.1", "model=resnet8, lr=0.03"]
+    assert len(rows(two)[1]) == 4
+    assert labels([made(name="again"), made(name="again")]) == ["again", "again (2)"]
+    assert labels([made(name="once"), made(name="more")]) == ["once", "more"]
+    assert labels([made(label="mine"), made(label="mine", seed=1, lr=0.001)]) == ["mine, lr=0.1", "mine, lr=0.001"]
+
+
 def test_rows_of_single_runs_are_the_numbers() -> None:
     header, table = rows(PAIR)
     first, second = (dict(zip(header, row, strict=True)) for row in table)
