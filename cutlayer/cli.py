@@ -112,11 +112,12 @@ def compare(
     from .compare import baselines as baselines_of, cells, compare as compare_all
 
     wanted, flags = _sweeps(over), given(fields)
-    base = {**fields_of(recipe), **flags}
+    base = fields_of(recipe)
     sweeps = {field: f"--over {field}=..." for field in wanted} | ({} if seeds is None else {"seed": f"--seeds {seeds}"})
     for field in (field for field in flags if field in sweeps):
         raise BadInput(f"--{field.replace('_', '-')} {flags[field]} beside {sweeps[field]}: drop one of the two")
-    recipes = list(cells(base, wanted, _seeds(seeds) if seeds is not None else [base.get("seed", 0)]))
+    own = {**base, **flags}.get("seed", 0)
+    recipes = list(cells(base, wanted, _seeds(seeds) if seeds is not None else [own], flags))
     recipes += baselines_of(recipes) if baselines else []
     folder = out or Path("runs") / f"compare-{Path(recipe).stem}"
     if (folder / "recipe.toml").exists():
@@ -239,8 +240,10 @@ def _sweep(text: str) -> tuple[str, list[str | None]]:
     name, mark, values = text.partition("=")
     if not mark or not values:
         raise BadInput(f"--over {text!r}: write FIELD=A,B,C")
-    field = name.strip().replace("-", "_")
-    return field, [none(field, value.strip()) for value in values.split("," if ";" not in values else ";")]
+    field, found = name.strip().replace("-", "_"), [value.strip() for value in values.split("," if ";" not in values else ";")]
+    if "" in found:
+        raise BadInput(f"--over {text!r} has an empty value; write none where a field may be unset")
+    return field, [none(field, value) for value in found]
 
 
 def _seeds(text: str) -> list[int]:

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from .errors import BadInput, RunFailed
 from .outputs import check_folder
 from .recipes import FIELDS, Recipe, options_of, override, toml
-from .recipes.recipe import make
+from .recipes.recipe import OUTSIDE, make
 from .recipes.schemes import BASELINES, SCHEMES
 from .report import Run, read
 from .run import Paused, Progress, run_recipe
@@ -19,17 +20,23 @@ from .run import Paused, Progress, run_recipe
 Over = Mapping[str, Sequence[Any]]
 
 
-def cells(fields: Mapping[str, Any], over: Over, seeds: Sequence[int]) -> Iterator[Recipe]:
+def cells(
+    fields: Mapping[str, Any], over: Over, seeds: Sequence[int], flags: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Recipe]:
     """Yield a recipe for every combination of the values in `over` and every seed, once each.
 
+    `flags` hold in every cell, over what a swept scheme decides too.
     Options that belong to another method or schedule than the cell's are left out, so heads can be compared beside backprop.
     Raises BadInput as `recipes.make` does, and for an option that no cell has.
     """
     if "seed" in over:
         raise BadInput("seed: every cell is run with the same seeds; give them with --seeds 0,1,2")
-    if "data_dir" in over:
-        raise BadInput("data_dir: where data lie is not part of a recipe, so all cells would be one; compare in two folders")
-    products = [dict(zip([*over, "seed"], values, strict=True)) for values in itertools.product(*over.values(), seeds)]
+    for field, what in OUTSIDE.items():
+        if field in over:
+            raise BadInput(f"{field}: {what} is not part of a recipe, so all cells would be one; compare in two folders")
+    products = [
+        {**flags, **dict(zip([*over, "seed"], values, strict=True))} for values in itertools.product(*over.values(), seeds)
+    ]
     had = [options_of(fields, {k: v for k, v in changes.items() if k in FIELDS}) for changes in products]
     known = set(FIELDS).union(*had)
     seen = set()

@@ -85,6 +85,44 @@ def test_compare_runs_the_product_once_and_goes_on(tmp_path, capsys):
     assert "<svg" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--method", "backprop", "--over", "scheme=dsl,splitfed_v2"], [("backprop", "relay"), ("backprop", "parallel")]),
+        (["--scheme", "vanilla", "--over", "lr=0.1,0.2"], [("backprop", "relay")] * 2),  # demo is another scheme
+        (["--over", "scheme=vanilla,dsl", "--lambda-weight", "0.5"], [("backprop", None), ("auxiliary_loss", 0.5)]),
+    ],
+    ids=["method", "scheme", "option"],
+)
+def test_a_flag_wins_in_every_cell_over_what_the_scheme_decides(words, wanted, tmp_path, monkeypatch):
+    (tmp_path / "whole.toml").write_text(to_toml(load("demo").flat()))
+    made = []
+    monkeypatch.setattr("cutlayer.compare.compare", lambda recipes, *_, **__: (made.extend(recipes) or [], True))
+    assert main(["compare", str(tmp_path / "whole.toml"), "--no-baselines", "--out", str(tmp_path / "out"), *words]) == 0
+    second = "lambda_weight" if "--lambda-weight" in words else "schedule"
+    assert [(recipe.flat()["method"], recipe.flat().get(second)) for recipe in made] == wanted
+
+
+def test_an_option_flag_of_no_cell_is_refused(tmp_path, capsys):
+    words = ["compare", "demo", "--out", str(tmp_path), "--threshold", "0.7"]
+    assert main(words) == 2
+    assert "threshold is an option of method loss_threshold" in capsys.readouterr().err
+    assert main([*words, "--over", "method=backprop,auxiliary_loss"]) == 2
+    assert "threshold is an option of method loss_threshold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", ["name=a,b", "device=cpu,cuda", "transport=inprocess,grpc", "data_dir=a,b"])
+def test_what_is_no_part_of_a_recipe_is_not_swept(field, tmp_path, capsys):
+    assert main(["compare", "demo", "--out", str(tmp_path), "--over", field]) == 2
+    assert "is not part of a recipe, so all cells would be one; compare in two folders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("over", ["codec=smashed=float8;", "lr=0.1,,0.2", "codec=;smashed=float8"])
+def test_an_empty_value_is_not_swept(over, tmp_path, capsys):
+    assert main(["compare", "demo", "--out", str(tmp_path), "--over", over]) == 2
+    assert "has an empty value" in capsys.readouterr().err
+
+
 def test_compare_takes_the_seed_of_its_recipe_where_none_is_given(tmp_path):
     assert main(["compare", "demo", *QUICK, "--no-baselines", "--seed", "3", "--out", str(tmp_path)]) == 0
     assert [json.loads(path.read_text())["seed"] for path in tmp_path.glob("*/summary.json")] == [3]

@@ -124,7 +124,7 @@ def understood(words):
             i += 2
     fields = given(tyro.cli(Fields, args=kept))
     if verb == "compare":
-        assert len(list(cells({**fields_of(name), **fields}, dict(map(_sweep, own["--over"])), [0]))) > 1
+        assert len(list(cells(fields_of(name), dict(map(_sweep, own["--over"])), [0], fields))) > 1
     else:
         load(name, **fields)
 

@@ -161,10 +161,14 @@ class Recipe:
 
     def digest(self) -> str:
         """Return the SHA-256 of the sorted recipe without where it runs and lies."""
-        kept = {k: v for k, v in self.flat().items() if k not in ("data_dir", "device", "transport", "name", "scheme")}
+        kept = {k: v for k, v in self.flat().items() if k not in OUTSIDE and k != "scheme"}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
+OUTSIDE = {  # what the digest leaves out, beside the scheme, whose fields are in it
+    "data_dir": "where data lie", "device": "where it is computed", "transport": "how the parties are joined",
+    "name": "what it is called",
+}  # fmt: skip
 OTHER_WORDS = {  # what other programs call a field
     "learning_rate": "lr", "epochs": "rounds", "clients": "num_clients", "dataset": "data", "lambda": "lambda_weight",
     "split": "cut", "head": "auxiliary",
