@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import cutlayer as cl
-from cutlayer.data.text import PADDING, UNKNOWN, words
+from cutlayer.data import files
+from cutlayer.data.text import FILES, PADDING, UNKNOWN, words
 from cutlayer.errors import BadInput
 
 
@@ -49,7 +50,7 @@ def test_the_sets_are_what_their_pages_say(name, data_dir):
 def write(path, lines):
     path.parent.mkdir(exist_ok=True)
     text = "".join(f"{line}\n" for line in lines).encode()
-    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,37 @@ def test_adult_is_scaled_by_the_training_part_and_knows_its_categories_alone(tmp
         assert split.labels.tolist() == labels
 
 
+RELEASE = {"sst2": "SST-2, tab-separated", "agnews": "AG News, first 10,000, tab-separated", "adult": "UCI Adult"}
+
+
+@pytest.mark.parametrize("name", RELEASE)
+def test_the_release_is_of_both_files(name, data_dir, tmp_path):
+    if not (data_dir / name).is_dir():
+        pytest.skip(f"no {name}/ among the real data")
+    found = ("adult/adult.data", "adult/adult.test") if name == "adult" else FILES[name]
+    assert files.release_of(*(data_dir / file for file in found)) == RELEASE[name]
+    assert cl.data.load(name, str(data_dir)).release == RELEASE[name]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "rows"),
+    [("adult/adult.data", "adult/adult.test", 2 * [", ".join(["1"] * 14 + ["<=50K"])]), (*FILES["sst2"], ["", "a\t0", "b\t1"])],
+    ids=["adult", "sst2"],
+)
+def test_other_data_in_either_file_are_another_release(train, test, rows, tmp_path, monkeypatch):
+    def release(*lines):
+        for file, more in zip((train, test), lines, strict=True):
+            write(tmp_path / file, rows + more)
+        return cl.data.load(train.partition("/")[0], str(tmp_path)).release
+
+    whole = release([], [])
+    for file in (train, test):
+        monkeypatch.setitem(files.RELEASES, files.hashes(tmp_path / file)[0], "known")
+    assert (whole.startswith("unrecognised "), release([], [])) == (True, "known")
+    assert "unrecognised " in release(rows[-1:], [])
+    assert "unrecognised " in release([], rows[-1:])
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_missing_set_is_told(name, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -124,6 +156,10 @@ ROW = "39, State-gov, 77516, Bachelors, 13, Never-married, Adm-clerical, Not-in-
         ("adult", "adult/adult.data", [f"{ROW.replace('39', '?')}, >50K"], r"line 1: '\?' is no number"),
         ("sst2", "sst2/train.tsv.gz", ["sentence\tlabel", "good\t1", "bad"], "line 3 is not a text, a tab and one of 0, 1"),
         ("agnews", "agnews/train_10k.tsv.gz", ["good\tWeather"], "line 1 is not a text, a tab and one of World"),
+        ("adult", "adult/adult.data", [], "adult.data has no line of data; get the file again"),
+        ("adult", "adult/adult.data", ["|1x3 Cross validator"], "adult.data has no line of data; get the file again"),
+        ("adult", "adult/adult.data", [f"{ROW.replace('39', '--5')}, >50K"], "line 1: '--5' is no number; get the file again"),
+        ("adult", "adult/adult.data", [f"{ROW}, <=50K", f"{ROW.replace('39', '²')}, >50K"], "line 2: '²' is no number"),
         ("shakespeare", "shakespeare/input.txt", ["to be or not"], "has 13 characters, and training and test need 650"),
     ],
 )

@@ -32,7 +32,9 @@ RELEASES = {  # SHA-256, or the MD5 that its publisher gives, of a file: which c
     "79a2833ca93357b18c32406fa3f6ab7fa3709c121e4bd52b73740dde707622bb": "TUDataset NCI1, original",
     "dde9a6fe2cdac336d3b622bfa53663269304d10c01033c86083847a21ae3d4ba": "TUDataset PROTEINS, original",
     "6ca4e5263d501878f4d62f077157b7bb7d9963542c55bc6800442efc42ffa92e": "SST-2, tab-separated",
+    "19553efc6f7bac0b7fdd37d4e29dc37c15e9e779767249a16f857fbfcedb23fa": "SST-2, tab-separated",
     "09d2803c53bc689218bc73519ae3db680d7c9833d75e07532821482e81feeeef": "AG News, first 10,000, tab-separated",
+    "fc730377d963833c51b8f05e06d9456774db4421007b1957b0e7e401582c0720": "AG News, first 10,000, tab-separated",
     "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed": "Tiny Shakespeare",
     "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d": "UCI Adult",
     "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05": "UCI Adult",
@@ -83,9 +85,15 @@ def hashes(path: Path) -> tuple[str, str]:
     return digests[0], digests[1]
 
 
-def release_of(path: Path) -> str:
-    """Return which copy of the data a file belongs to, by its hash."""
-    return _release(*hashes(path))
+def release_of(train: Path, test: Path | None = None) -> str:
+    """Return which copy of the data a file, or a training and a test file, belong to, by their hashes."""
+    release = _release(*hashes(train))
+    return release if test is None else joined(release, _release(*hashes(test)))
+
+
+def joined(release: str, test: str) -> str:
+    """Return the release of data whose training and test part are of these."""
+    return release if release == test else f"{release}; test: {test}"
 
 
 def _release(digest: str, md5: str) -> str:

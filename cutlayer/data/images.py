@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import BadInput
 from . import augment as augmentation
-from .files import decoded, fetch, locate, reading
+from .files import decoded, fetch, joined, locate, reading
 from .sources import Data, Tensors
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -105,8 +105,7 @@ def _data(
     (x, y, release), (test_x, test_y, test_release) = splits
     test = Tensors(torch.from_numpy(test_x), torch.from_numpy(test_y), num_classes, *mean_std)
     train = Tensors(torch.from_numpy(x), torch.from_numpy(y), num_classes, *mean_std, augment=augment, held_out=test)  # type: ignore[arg-type]
-    joined = release if release == test_release else f"{release}; test: {test_release}"
-    return Data(name, train, test, num_classes, joined)
+    return Data(name, train, test, num_classes, joined(release, test_release))
 
 
 def read_parquet(path: Path) -> Arrays:

@@ -1,5 +1,6 @@
 """Tables: the sets that come with scikit-learn, real data without a download, and UCI Adult."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,15 +43,17 @@ def adult(name: str, data_dir: str | None, augment: bool) -> Data:
 
     Raises BadInput that names the line if a file is missing or damaged.
     """
-    parts = []
+    parts, paths = [], []
     for file in ("adult/adult.data", "adult/adult.test"):
         path = needed(data_dir, file)
         with reading(path):
             rows = [_adult(path, i, line) for i, line in enumerate(path.read_text().splitlines(), 1) if line and line[0] != "|"]
-            release = release_of(path)
+        if not rows:
+            raise BadInput(f"{path} has no line of data; get the file again")
+        paths.append(path)
         parts.append(([row for row, _ in rows], np.array([label for _, label in rows], dtype=np.int64)))
     x, test_x = _columns(parts[0][0], parts[1][0])
-    return _data(name, (x, test_x, parts[0][1], parts[1][1]), 2, (0.0,), (1.0,), 4.0, low=-4.0, release=release)
+    return _data(name, (x, test_x, parts[0][1], parts[1][1]), 2, (0.0,), (1.0,), 4.0, low=-4.0, release=release_of(*paths))
 
 
 def _adult(path: Path, number: int, line: str) -> tuple[list[str], int]:
@@ -58,7 +61,7 @@ def _adult(path: Path, number: int, line: str) -> tuple[list[str], int]:
     *attributes, label = line.rstrip(".").split(", ")
     if len(attributes) != 14 or label not in INCOMES:
         raise BadInput(f"{path}, line {number} is not 14 attributes and one of {', '.join(INCOMES)}; get the file again")
-    wrong = next((attributes[i] for i in NUMBERS if not attributes[i].lstrip("-").isdigit()), None)
+    wrong = next((attributes[i] for i in NUMBERS if not re.fullmatch("-?[0-9]+", attributes[i])), None)
     if wrong is not None:
         raise BadInput(f"{path}, line {number}: {wrong!r} is no number; get the file again")
     return attributes, INCOMES.index(label)

@@ -30,13 +30,13 @@ def sentences(name: str, data_dir: str | None, augment: bool) -> Data:
     have a number, ties by the alphabet. Raises BadInput that names the line if a file is missing or damaged.
     """
     classes = list(NEWS) if name == "agnews" else ["0", "1"]
-    splits, release = [], ""
+    splits, paths = [], []
     for file in FILES[name]:
         path = needed(data_dir, file)
         with reading(path):
             texts, labels = zip(*_rows(path, classes, header=name == "sst2"), strict=True)
             splits.append((texts, torch.tensor(labels)))
-        release = release or release_of(path)
+        paths.append(path)
     counts = Counter(word for text in splits[0][0] for word in words(text))
     known = sorted(counts, key=lambda word: (-counts[word], word))[: VOCABULARY - 2]
     number = {word: i for i, word in enumerate(known, 2)}
@@ -44,7 +44,7 @@ def sentences(name: str, data_dir: str | None, augment: bool) -> Data:
     for texts, y in reversed(splits):
         x = torch.stack([_numbers(words(text), number) for text in texts])
         sources.append(Tensors(x, y, len(classes), held_out=sources[0] if sources else None, vocabulary=VOCABULARY))
-    return Data(name, sources[1], sources[0], len(classes), release)
+    return Data(name, sources[1], sources[0], len(classes), release_of(*paths))
 
 
 def words(text: str) -> list[str]:
