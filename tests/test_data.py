@@ -7,8 +7,11 @@ import struct
 import tarfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import TensorDataset
 
 import cutlayer as cl
@@ -101,6 +104,21 @@ def test_a_truncated_parquet_is_one_line_that_names_it(data_dir, tmp_path, cache
     with pytest.raises(BadInput, match=r"train.parquet is truncated or damaged.*get the file again") as error:
         cl.data.load("cifar10", data_dir=str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("there", "missing"), [("train", "test"), ("test", "train")])
+def test_one_parquet_without_the_other_is_told(there, missing, tmp_path, cache):
+    (tmp_path / "cifar10").mkdir()
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(image, "PNG")
+    table = pa.table({"image": [image.getvalue()], "label": [3]})
+    parquet.write_table(table, tmp_path / "cifar10" / f"{there}.parquet")
+    with pytest.raises(
+        BadInput, match=rf"{missing}.parquet is missing, and {there}.parquet is there; put both into one folder"
+    ):
+        cl.data.load("cifar10", data_dir=str(tmp_path))
+    parquet.write_table(table, tmp_path / "cifar10" / f"{missing}.parquet")
+    assert len(cl.data.load("cifar10", data_dir=str(tmp_path)).test) == 1
 
 
 @pytest.mark.parametrize("damage", ["short", "not gzip", "fewer labels"])

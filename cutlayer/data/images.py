@@ -52,9 +52,12 @@ IDX = {
 def cifar(name: str, data_dir: str | None, augment: bool) -> Data:
     """Return CIFAR-10 or CIFAR-100 as uint8 images (n, 3, 32, 32), with crops and flips in training if `augment`."""
     splits = []
+    here = locate(data_dir, f"{name}/train.parquet", f"{name}/test.parquet")
     for split in ("train", "test"):
-        path = locate(data_dir, f"{name}/{split}.parquet")
-        if path is not None:
+        if here is not None:
+            path = here.with_name(f"{split}.parquet")
+            if not path.exists():
+                raise BadInput(f"{path} is missing, and {here.name} is there; put both into one folder")
             splits.append(decoded(path, read_parquet))
             continue
         x, y, release = _official(name, data_dir)
