@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .runs import APART, Run, human, interval, mean, payload, series
+from .runs import APART, Run, human, interval, mean, payload, scaled, series
 
 CUT_ROLES = ("smashed", "cut_grad", "features", "feature_grad")  # what crosses at a cut, batch after batch
 ANSWERS = ("cut_grad", "features", "loss")  # what comes down in answer to a batch
@@ -190,11 +190,12 @@ def paired(runs: Sequence[Run], others: Sequence[Run], name: str) -> Finding | N
     metric = runs[0].metric
     if not gaps or metric != others[0].metric:
         return None
-    scale, unit = (100, " points") if "accuracy" in metric else (1, "")
+    scale, unit, digits = scaled(metric)
+    unit = " points" if unit else ""
     mean, half = interval(gaps) if len(gaps) > 1 else (gaps[0], 0.0)
-    said = f"Final {metric} minus that of {name}: {scale * mean:+.2f}"
+    said = f"Final {metric} minus that of {name}: {scale * mean:+.{digits}f}"
     if len(gaps) == 1:
         return Finding("paired", None, f"{said}{unit}, from one seed; more seeds would give it an interval.")
     return Finding(
-        "paired", None, f"{said} ± {scale * half:.2f}{unit} (paired differences of {len(gaps)} seeds, 95 % interval)."
+        "paired", None, f"{said} ± {scale * half:.{digits}f}{unit} (paired differences of {len(gaps)} seeds, 95 % interval)."
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .errors import BadInput
 from .findings import Finding, against, baseline, comparable, findings, found, paired
-from .runs import APART, Group, Run, differences, groups_of, human, interval, json_table, payload, word
+from .runs import APART, Group, Run, differences, groups_of, human, interval, json_table, payload, scaled, word
 
 __all__ = ["Run", "findings", "labels", "read", "rows", "write"]
 
@@ -114,10 +114,16 @@ def _cell(runs: Sequence[Run], of: Callable[[Run], float | None], show: Callable
     return Cell(f"{show(mean)} ± {show(half)}", "; ".join(f"seed {seed}: {exact.format(value)}" for seed, value in known))
 
 
+def _metrics(groups: Sequence[Group]) -> list[str]:
+    """Return the metrics that some run has a figure of, or that of the first run."""
+    runs = [run for group in groups for run in group.runs]
+    return list(dict.fromkeys(run.metric for run in runs if run.summary.get("accuracy_final") is not None)) or [runs[0].metric]
+
+
 def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
-    metric = groups[0].runs[0].metric
-    scale, unit, digits = (100, " %", 2) if "accuracy" in metric else (1, "", 4)
-    header = ["run", "seeds", *(f"{metric} {when}{unit}" for when in ("final", "last 5", "peak")), "bytes up", "bytes down"]
+    metrics = _metrics(groups)
+    name, unit = (f"{metrics[0]} ", scaled(metrics[0])[1]) if len(metrics) == 1 else ("", "")
+    header = ["run", "seeds", *(f"{name}{when}{unit}" for when in ("final", "last 5", "peak")), "bytes up", "bytes down"]
     header += ["client peak memory", "server peak memory", "client multiply-adds / sample", "seconds"]
     clocked = any(run.summary.get("simulated") for group in groups for run in group.runs)
     header += ["simulated seconds"] if clocked else []
@@ -134,9 +140,11 @@ def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
         seeds, runs = [str(run.summary.get("seed", "-")) for run in group.runs], group.runs
         unfinished = ", ".join(f"{r.summary['rounds']} rounds so far" for r in runs if r.summary.get("unfinished"))
         row = [Cell(group.label, unfinished), Cell(str(len(seeds)), f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")]
+        scale, unit, digits = scaled(runs[0].metric)
         for when in ("final", "last5", "peak"):
             value = lambda run, key=f"accuracy_{when}": run.summary.get(key)  # noqa: E731
-            row.append(_cell(runs, value, lambda v: f"{scale * v:.{digits}f}", "{:.6g}"))
+            cell = _cell(runs, value, lambda v, s=scale, d=digits: f"{s * v:.{d}f}", "{:.6g}")  # type: ignore[misc]
+            row.append(cell._replace(text=f"{runs[0].metric} {cell.text}{unit}") if len(metrics) > 1 and cell.exact else cell)
         for way in ("up", "down"):
             row.append(_cell(runs, lambda run, way=way: payload(run, way), human, "{:,} bytes"))  # type: ignore[misc]
         for side in ("client", "server"):
@@ -170,9 +178,8 @@ def write(runs: Sequence[Run], path: Path, title: str = "cutlayer") -> Path:
 
     _some(runs)
     groups, name = groups_of(runs), escape(title)
-    figures = "".join(
-        f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>" for title, svg in draw(groups, runs[0].metric)
-    )
+    drawn = {title: svg for metric in _metrics(groups) for title, svg in draw(groups, metric)}
+    figures = "".join(f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>" for title, svg in drawn.items())
     parts = [
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{CSS}</style>',
         '<meta name="viewport" content="width=device-width, initial-scale=1"></head><body>',

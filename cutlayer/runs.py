@@ -68,6 +68,11 @@ def series(run: Run, name: str) -> tuple[list[int], list[float]]:
     return [x for x, _ in found], [y for _, y in found]
 
 
+def scaled(metric: str) -> tuple[int, str, int]:
+    """Return what a metric is multiplied by to be shown, its unit and its digits."""
+    return (100, " %", 2) if "accuracy" in metric else (1, "", 4)
+
+
 def human(number: float | None, unit: str = "B") -> str:
     """Return a number with a decimal prefix and three digits, as in "16.4 MB"; a dash for None."""
     if number is None:

@@ -207,6 +207,27 @@ def test_seeds_give_the_mean_and_a_student_interval() -> None:
     assert row["bytes up"] == "82.2 MB"  # equal in all seeds
 
 
+def of_metric(run: Run, metric: str, final: float) -> Run:
+    """Return the run as one whose figure is another metric's."""
+    records = [{metric if k == "accuracy" else k: v for k, v in record.items()} for record in run.records]
+    return Run({**run.summary, "metric": metric, "accuracy_final": final}, records)
+
+
+def test_each_metric_has_its_name_its_scale_and_its_figure(tmp_path: Path) -> None:
+    accurate, wrong = made(), of_metric(made(model="mlp"), "mean_error", 0.125)
+    accurate.summary["accuracy_final"] = 0.9
+    header, table = rows([accurate, wrong])
+    assert header[2:5] == ["final", "last 5", "peak"]
+    assert [row[2] for row in table] == ["accuracy 90.00 %", "mean_error 0.1250"]
+    assert rows([accurate])[0][2:5] == [f"accuracy {when} %" for when in ("final", "last 5", "peak")]
+    assert rows([wrong])[0][2:5] == [f"mean_error {when}" for when in ("final", "last 5", "peak")]
+    page = write([accurate, wrong], tmp_path / "report.html").read_text()
+    for title in ("Test accuracy against rounds", "mean_error against rounds", "Training loss"):
+        assert page.count(f"<figcaption>{title}</figcaption>") == 1
+    # a run without a figure yet decides no name
+    assert rows([Run({"recipe": {"model": "gin"}, "rounds": 0}, []), wrong])[0][2] == "mean_error final"
+
+
 def test_a_missing_figure_is_a_dash(tmp_path: Path) -> None:
     bare = Run({"recipe": {}, "rounds": 0}, [])
     assert rows([bare])[1][0][2:] == ["-"] * 3 + ["0 B"] * 2 + ["-"] * 4
@@ -350,6 +371,9 @@ def test_seeds_are_compared_in_pairs() -> None:
     assert one is not None
     assert "-2.00 points, from one seed" in one.text
     assert paired([made(seed=8)], others, "A") is None
+    one = paired([of_metric(mine[0], "error", 0.0012)], [of_metric(others[1], "error", 0.0005)], "A")
+    assert one is not None
+    assert one.text.startswith("Final error minus that of A: +0.0007, from one seed")
 
 
 @pytest.mark.parametrize(
