@@ -1,7 +1,8 @@
 """The story of a run: recipe -> data -> parts -> parties -> transport -> result."""
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,18 @@ def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str 
     ):
         if not isinstance(value, kind):
             raise BadInput(f"a {type(value).__name__} was given where {kind.__name__} is wanted: {remedy}")
-    made_with = dict(clients.fields)
-    seeds_agree = made_with.pop("seed", 0) == fields.get("seed", Recipe.seed)
-    dealt = {"partition": clients.name, **made_with} if clients.name in PARTITIONS and seeds_agree else {"partition": "own"}
+    named = dealt(clients, fields)
     own: dict[str, Any] = {
-        "data": f"own:{fingerprint(clients)}",
+        # shares that the recipe names are left out, or seeds would be of other data
+        "data": f"own:{fingerprint(clients if named is None else dataclasses.replace(clients, shares=()))}",
         "model": f"own:{fingerprint(parts)}",
         "cut": "none" if with_scheme(fields).get("cut") == "none" else "own",
     }
-    own |= dealt | {"num_clients": len(clients)} | ({"tail": "own"} if parts.tail is not None and own["cut"] == "own" else {})
+    own |= (
+        (named or {"partition": "own"})
+        | {"num_clients": len(clients)}
+        | ({"tail": "own"} if parts.tail is not None and own["cut"] == "own" else {})
+    )
     own |= {"task": f"own:{fingerprint(task)}"} if task else {}
     recipe = make(own | fields)
     if recipe.num_clients != len(clients):
@@ -75,6 +79,20 @@ def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str 
         raise BadInput(f"tail = {recipe.tail!r}, and these parts have none; give cl.cut(model, at, tail)")
     parts = uncut(Whole(parts)) if recipe.cut == "none" else parts
     return train(recipe, parts, clients, task or Task(), Path(out) if out else None)
+
+
+def dealt(clients: Partition, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the recipe fields of a partition, if those and a run's `fields` deal these very shares."""
+    if clients.source is None or clients.name not in PARTITIONS:
+        return None
+    named = {"partition": clients.name, **{name: value for name, value in clients.fields.items() if name != "seed"}}
+    said = {name: fields[name] for name in (*named, "seed") if name in fields}
+    try:
+        again = split(clients.source, make({"num_clients": len(clients)} | named | said)).shares
+    except BadInput:
+        return None
+    same = len(again) == len(clients) and all(torch.equal(a, b.to(a)) for a, b in zip(again, clients.shares, strict=True))
+    return named if same else None
 
 
 def fingerprint(given: Parts | Partition | Task) -> str:

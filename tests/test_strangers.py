@@ -15,6 +15,7 @@ from cutlayer.data.partition import Partition
 from cutlayer.errors import BadInput
 from cutlayer.recipes.recipe import make
 from cutlayer.run import train
+from cutlayer.runs import Run, groups_of
 from cutlayer.task import Task
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -213,6 +214,38 @@ def test_the_recipe_says_how_the_data_were_dealt():
     assert cl.run(parts, other, **QUICK).summary["recipe"]["partition"] == "own"
     with pytest.raises(BadInput, match=r"2\.5 shares"):
         cl.partition.iid(data.train, num_clients=2.5)
+
+
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "classes", "contiguous"])
+def test_seeds_of_a_named_partition_are_put_together(name):
+    data, parts = small_data(n=80), cl.cut(small_model(), "stem")
+    runs = [cl.run(parts, getattr(cl.partition, name)(data.train, num_clients=2, seed=s), seed=s, **QUICK) for s in (0, 1)]
+    assert {run.summary["recipe"]["partition"] for run in runs} == {name}
+    (group,) = groups_of([Run(run.summary, run.records) for run in runs])
+    assert len(group.runs) == 2
+    assert runs[0].summary["digest"] != runs[1].summary["digest"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "other"),
+    [
+        (
+            lambda s: cl.partition.classes(s, groups=[[0, 3], [1, 2]]),
+            lambda s: cl.partition.classes(s, groups=[[0, 2], [1, 3]]),
+        ),
+        (
+            lambda s: cl.partition.dirichlet(s, 2, alpha=0.1, min_size=30),
+            lambda s: cl.partition.dirichlet(s, 2, alpha=0.1, min_size=1),
+        ),
+        (lambda s: cl.partition.by_column(s, s.labels // 2), lambda s: cl.partition.by_column(s, s.labels % 2)),
+    ],
+    ids=["groups", "min_size", "by_column"],
+)
+def test_shares_that_no_recipe_deals_are_own_and_not_taken_for_others(mine, other, tmp_path):
+    data, parts = small_data(n=80), cl.cut(small_model(), "stem")
+    assert cl.run(parts, mine(data.train), out=tmp_path, **QUICK).summary["recipe"]["partition"] == "own"
+    with pytest.raises(BadInput, match="holds another recipe"):
+        cl.run(parts, other(data.train), out=tmp_path, **QUICK)
 
 
 def test_tensors_tied_by_their_data_are_refused_on_two_sides():
