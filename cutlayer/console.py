@@ -22,6 +22,7 @@ from .report import Run, read, rows
 console = Console(markup=False, emoji=False)  # a path or a name may have brackets and colons
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
 NARROW = 120  # below so many columns the terminal shows what matters most; the report has it all
+LABEL = 20  # columns that a label has at least, if it needs them; longer ones are folded
 LEFT_OUT = ("seeds", "last 5", "peak %", "multiply-adds")
 
 
@@ -81,17 +82,21 @@ def show_runs(runs: Sequence[Run]) -> None:
     """Print the comparison table of finished runs."""
     header, lines = rows(runs)
     keep = [i for i, name in enumerate(header) if console.width >= NARROW or not any(word in name for word in LEFT_OUT)]
+    widths = [max(map(len, [*name.split(), *texts])) for name, *texts in zip(header, *lines, strict=True)]
+    widths[0] = min(widths[0], LABEL)
+    while len(keep) > 2 and sum(widths[i] + 2 for i in keep) + 1 > console.width:
+        keep.pop()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i in keep:
         if i == 0:
-            table.add_column(header[i], overflow="fold")
+            table.add_column(header[i], overflow="fold", min_width=widths[i])
         else:
-            table.add_column(
-                header[i].replace(" ", "\n"), justify="right", no_wrap=True, min_width=max(len(line[i]) for line in lines)
-            )
+            table.add_column(header[i].replace(" ", "\n"), justify="right", no_wrap=True, min_width=widths[i])
     for line in lines:
         table.add_row(*(line[i] for i in keep))
     console.print(table)
+    if hidden := len(header) - len(keep):
+        console.print(f"{hidden} more column{'s are' if hidden > 1 else ' is'} in the report", highlight=False)
 
 
 def show_failure(which: str, why: str) -> None:

@@ -1,5 +1,6 @@
 """The report: what is read, the table's numbers, the findings on made-up records, and that the page stands alone."""
 
+import io
 import json
 import math
 import re
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from cutlayer.console import show_runs
 from cutlayer.errors import BadInput
 from cutlayer.figures import draw
 from cutlayer.findings import against, baseline, comparable, paired
@@ -226,6 +229,22 @@ def test_each_metric_has_its_name_its_scale_and_its_figure(tmp_path: Path) -> No
         assert page.count(f"<figcaption>{title}</figcaption>") == 1
     # a run without a figure yet decides no name
     assert rows([Run({"recipe": {"model": "gin"}, "rounds": 0}, []), wrong])[0][2] == "mean_error final"
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(200, 0), (110, 4), (80, 5), (50, 8)])
+def test_a_narrow_terminal_has_every_label_and_is_told_what_it_does_not_show(
+    width: int, hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr("cutlayer.console.console", Console(file=file, width=width, markup=False))
+    runs = [made(scheme="splitfed_v1"), made(scheme="dsl"), *(made("auxiliary_loss", seed, peak=0.88) for seed in (0, 1, 2))]
+    show_runs(runs)
+    said = file.getvalue()
+    assert all(len(line) <= width for line in said.splitlines())
+    assert all(f" scheme={scheme}" in said for scheme in ("splitfed_v1", "dsl"))
+    assert "accuracy" in said
+    assert "±" in said
+    assert (f"{hidden} more columns are in the report" in said) == bool(hidden)
 
 
 def test_a_missing_figure_is_a_dash(tmp_path: Path) -> None:
