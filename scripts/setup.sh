@@ -6,6 +6,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${CUTLAYER_VENV:-.venv}
 PYTHON=${PYTHON:-python3}
 
+same_build() {  # pip keeps the torch that is there, whichever build is asked for
+    local build
+    build=$("$VENV/bin/python" -c 'import torch; print("cuda" if torch.version.cuda else "cpu" if "+cpu" in torch.__version__ else "")' \
+        2>/dev/null) || return 0
+    case "$build ${CUTLAYER_TORCH:-cpu}" in
+        "cpu cuda" | "cuda cpu")
+            echo "CUTLAYER_TORCH=${CUTLAYER_TORCH:-cpu}, but $VENV has torch for $build: delete $VENV and start again, or keep it" \
+                "with CUTLAYER_TORCH=$build" >&2
+            return 1 ;;
+    esac
+}
+
 setup() {  # setup EXTRAS...: install the project with these extras, unless it is there already
     local extras=$1 stamp
     if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -22,6 +34,10 @@ setup() {  # setup EXTRAS...: install the project with these extras, unless it i
     stamp="${CUTLAYER_TORCH:-cpu} $(cat pyproject.toml constraints.txt | cksum)"
     case "$(cat "$VENV/.cutlayer" 2>/dev/null)" in
         "$extras $stamp" | "[dev] $stamp") return ;;  # the extras of development hold everything
+    esac
+    case " $(cat "$VENV/.cutlayer" 2>/dev/null) " in
+        *" ${CUTLAYER_TORCH:-cpu} "*) ;;  # whichever build was to be had then
+        *) same_build || exit 2 ;;
     esac
     echo "Installing cutlayer and its libraries into $VENV (torch, scikit-learn, matplotlib, ...: about 400 MB to download"
     echo "with the CPU build of torch, 1.6 GB on disk; some minutes the first time)."

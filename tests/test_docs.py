@@ -159,6 +159,44 @@ def test_an_environment_that_was_interrupted_before_it_had_pip_is_completed(tmp_
     assert subprocess.run([tmp_path / "venv" / "bin" / "python", "-c", "import pip"], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("there", "stamp", "asked", "refused"),
+    [
+        ("2.9.0+cpu", "[dev] cpu 1 2", "cuda", True),
+        ("2.9.0+cpu", None, "cuda", True),
+        ("2.9.0+cu128", "[dev] cuda 1 2", "cpu", True),
+        ("2.9.0+cu128", "[dev] cuda 1 2", "", True),
+        ("2.9.0+cu128", "[dev] cpu 1 2", "cpu", False),  # the usual index had no other
+        ("2.9.0+cpu", "[dev] cpu 1 2", "cpu", False),
+        ("2.9.0+cu128", "[dev] cpu 1 2", "skip", False),
+    ],
+)
+def test_an_environment_of_another_build_of_torch_is_not_stamped_as_this_one(there, stamp, asked, refused, tmp_path):
+    venv = tmp_path / "venv"
+    for name, body in {
+        "bin/python": f'#!/bin/sh\nPYTHONPATH={tmp_path}/fake exec {sys.executable} "$@"\n',
+        ".cutlayer": stamp,
+    }.items():
+        if body:
+            (venv / name).parent.mkdir(parents=True, exist_ok=True)
+            (venv / name).write_text(body)
+    (venv / "bin" / "python").chmod(0o755)
+    (tmp_path / "fake" / "pip").mkdir(parents=True)
+    (tmp_path / "fake" / "pip" / "__main__.py").touch()
+    version = f"class version:\n    cuda = {None if 'cpu' in there else '12.8'}\n"
+    (tmp_path / "fake" / "torch.py").write_text(f"__version__ = {there!r}\n{version}")
+    how = {"CUTLAYER_VENV": str(venv), "CUTLAYER_TORCH": asked, "PYTHON": sys.executable, "PATH": os.environ["PATH"]}
+    words = ["bash", "-c", f"source {ROOT}/scripts/setup.sh; setup '[dev]'"]
+    done = subprocess.run(words, env={**how, "CUTLAYER_OFFLINE": "1"}, capture_output=True, text=True, check=False)
+    now = (venv / ".cutlayer").read_text() if (venv / ".cutlayer").exists() else None
+    if refused:
+        assert (done.returncode, done.stderr.count("\n"), now) == (2, 1, stamp)
+        assert f"delete {venv} and start again" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert now.startswith(f"[dev] {asked} ")
+
+
 def test_the_scripts_that_are_named_are_there():
     for page in PAGES:
         for name in re.findall(r"scripts/[a-z_]+(?:\.\w+)?", page.read_text()):
