@@ -56,10 +56,14 @@ def choices(figure: Figure) -> bool:
     for share, name in ((client_share(row), name) for row, name, _ in rows if row["cut"] == "shallow"):
         costs[name] = min(share, costs.get(name, share))
     heads = sorted(costs, key=costs.__getitem__)
+    if not heads:
+        return False
     for cut, colour in (("shallow", "tab:blue"), ("middle", "tab:orange"), ("deep", "tab:green")):
         for rebuilt, marker in ((True, "o"), (False, "x")):
             mine = [
-                (100 * row["accuracy_final"], heads.index(name)) for row, name, r in rows if (row["cut"], r) == (cut, rebuilt)
+                (100 * row["accuracy_final"], heads.index(name))
+                for row, name, r in rows
+                if (row["cut"], r) == (cut, rebuilt) and name in costs
             ]
             label = f"{cut}, with{'' if rebuilt else 'out'} reconstruction"
             if mine:
@@ -79,7 +83,7 @@ def choices(figure: Figure) -> bool:
     ax.set(xlabel="accuracy on 5,000 held-out training images, %, last round")
     figure.suptitle("Heads at the cut and the client's multiply-adds, a conventional client's being 1 (one seed)", fontsize=10)
     figure.legend(fontsize=7, loc="outside lower center", ncols=3)
-    return bool(found)
+    return True
 
 
 def schemes(figure: Figure) -> bool:
@@ -264,6 +268,8 @@ def main() -> None:
         )
         if draw(figure):
             figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
+        else:  # what is there is of other rows
+            (FIGURES / f"{name}.svg").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

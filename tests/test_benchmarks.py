@@ -192,3 +192,29 @@ def test_a_target_of_slperf_has_the_bytes_of_its_round_both_ways_and_not_of_the_
     }  # fmt: skip
     assert forms._cell(cell, 7, row) == "80.00, 60.00 (4: 4.0 MB, 5, drift 0.250) L7"
     assert forms._cell(cell, 7, {**row, "curve": [0.1] * 5, "client_drift": None}) == "80.00, 60.00 (-, 3) L7"
+
+
+def test_a_figure_leaves_out_what_has_no_place_and_one_that_is_not_drawn_is_removed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    figures, rows = importlib.import_module("results_figures"), importlib.import_module("rows")
+    monkeypatch.setattr(figures, "FIGURES", tmp_path)
+    monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "choices.svg").touch()
+    monkeypatch.setattr(figures, "DRAWN", {"choices": figures.choices})
+    row = {
+        "what": "mlp",
+        "cut": "deep",
+        "accuracy_final": 0.5,
+        "macs_per_sample": {"bottom": 100, "auxiliary": 10},
+        "recipe": {},
+    }
+    for cut, there in (("deep", False), ("shallow", True)):
+        with (tmp_path / "results" / "choices.jsonl").open("a") as file:
+            file.write(json.dumps({**row, "cut": cut}) + "\n")
+        figures.main()
+        assert (tmp_path / "choices.svg").exists() == there
+    (tmp_path / "results" / "choices.jsonl").unlink()
+    figures.main()
+    assert not (tmp_path / "choices.svg").exists()
