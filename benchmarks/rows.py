@@ -11,6 +11,7 @@ from typing import Any
 
 from cutlayer.errors import BadInput
 from cutlayer.outputs import provenance
+from cutlayer.runs import line_table
 
 RESULTS = Path(__file__).parent / "results"
 MACHINE = {"data_dir", "device", "num_threads", "precision"}  # fields that say where a run was, not what it was
@@ -28,7 +29,7 @@ def read(name: str) -> list[dict[str, Any]]:
     path, found = RESULTS / f"{name}.jsonl", []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
-            found.append(json.loads(line))
+            found.append(line_table(line))
         except ValueError as error:
             raise BadInput(f"{path}, line {number} is no row ({error}); delete it, and its run writes it again") from error
     return found

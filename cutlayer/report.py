@@ -1,6 +1,5 @@
 """Finished runs -> a table, figures and findings on one HTML page that needs no network; never touches training."""
 
-import json
 import tomllib
 from collections.abc import Callable, Sequence
 from html import escape
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 
 from .errors import BadInput
 from .findings import Finding, against, baseline, comparable, findings, found, paired
-from .runs import APART, Group, Run, differences, groups_of, human, interval, json_table, payload, scaled, word
+from .runs import APART, Group, Run, differences, groups_of, human, interval, json_table, line_table, payload, scaled, word
 
 __all__ = ["Run", "findings", "labels", "read", "rows", "write"]
 
@@ -72,7 +71,7 @@ def read(folder: Path) -> Run:
     try:
         lines = (folder / "records.jsonl").read_text().splitlines()
         being_written = bool(lines) and not done and not lines[-1].endswith("}")
-        records = [json.loads(line) for line in lines[: len(lines) - being_written]]
+        records = [line_table(line) for line in lines[: len(lines) - being_written]]
         recipe = (
             tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8")) if (folder / "recipe.toml").exists() else {}
         )

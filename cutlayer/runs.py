@@ -56,6 +56,14 @@ def json_table(path: Path) -> dict[str, Any]:
     return found
 
 
+def line_table(line: str) -> dict[str, Any]:
+    """Return the table in a line of JSON; raises ValueError if it is none."""
+    found = json.loads(line)
+    if not isinstance(found, dict):
+        raise ValueError(f"{found!r:.40} is no table")
+    return found
+
+
 def payload(run: Run, direction: str, roles: Iterable[str] | None = None) -> int:
     """Return the payload bytes that went "up" or "down" in some roles; without roles in all but the evaluation."""
     table = (run.summary.get("bytes") or {}).get(direction) or {}

@@ -113,7 +113,7 @@ def test_the_page_shows_the_runs_of_other_calls_too(table, tmp_path):
     assert "averaged" in page
 
 
-@pytest.mark.parametrize("torn", [b'{"what": "pl', b'{"what": "plain"}\n{"wh'])
+@pytest.mark.parametrize("torn", [b'{"what": "pl', b'{"what": "plain"}\n{"wh', b"3", b'{"what": "plain"}\nnull'])
 def test_a_torn_row_is_named_and_no_row_is_glued_to_it(table, tmp_path, torn):
     (tmp_path / "results").mkdir()
     path = tmp_path / "results" / "toy.jsonl"

@@ -280,6 +280,9 @@ def test_a_damaged_round_is_no_round(tmp_path: Path) -> None:
         read(where)
     (where / "summary.json").unlink()
     assert len(read(where).records) == 9
+    (where / "records.jsonl").write_text("[3]\n" + text)
+    with pytest.raises(BadInput, match=r"holds no run that can be read \(\[3\] is no table\)"):
+        read(where)
     (where / "records.jsonl").write_text(text.replace('"round": 3', '"round"', 1))
     with pytest.raises(BadInput, match="holds no run that can be read"):
         read(where)
