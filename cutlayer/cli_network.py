@@ -97,7 +97,7 @@ def serve(
     made = load(recipe, **given(fields))
     tls = credentials.tls(SERVER_NAME)
     folder = out or folder_of(made, "-server")
-    names = [name for name in clients.split(",") if name]
+    names = [name for name in map(str.strip, clients.split(",")) if name]
     if predict:
         given_too = {
             "--wait-for": wait_for != "all", "--quorum": quorum != 1, "--late-join": late_join, "--resume": resume,

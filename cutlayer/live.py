@@ -94,10 +94,10 @@ def state(serving: Serving, k: int) -> str:
 def size(nbytes: float) -> str:
     """Return bytes in a unit that reads well."""
     for unit in ("B", "kB", "MB"):
-        if nbytes < 1000:
+        if nbytes < 999.5:  # what is rounded to 1000 would be written as 1e+03
             return f"{nbytes:.3g} {unit}"
         nbytes /= 1000
-    return f"{nbytes:.3g} GB"
+    return f"{nbytes:.3g} GB" if nbytes < 999.5 else f"{nbytes:.0f} GB"
 
 
 def metrics(seen: dict[str, Any]) -> str:

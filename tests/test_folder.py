@@ -96,6 +96,13 @@ def test_what_is_missing_or_damaged_is_named(root, tmp_path_factory):
     with pytest.raises(BadInput, match="only one of them has grey"):
         load("image_folder", str(root))
     (root / "val" / "grey").rmdir()
+    (empty / "val").mkdir()
+    with pytest.raises(
+        BadInput, match="train/ and val/ have no folders of classes; put images into train/CLASS/ and val/CLASS/"
+    ):
+        load("image_folder", str(empty))
+    (root / "train" / ".cache").mkdir()
+    assert load("image_folder", str(root)).num_classes == 2
     (root / "train" / "dark" / "0.jpg").write_bytes(b"no image")
     with pytest.raises(BadInput, match=r"0.jpg cannot be read as an image"):
         load("image_folder", str(root)).train.batch(torch.arange(12), None)

@@ -22,7 +22,7 @@ from cutlayer import checkpoint
 from cutlayer.cli import main
 from cutlayer.errors import BadInput
 from cutlayer.handshake import about, refusal, warning
-from cutlayer.live import Live, endpoint
+from cutlayer.live import Live, endpoint, size
 from cutlayer.recipes.recipe import make
 from cutlayer.recipes.toml import read, to_toml
 from cutlayer.run import run_recipe
@@ -160,6 +160,22 @@ def test_serve_shows_no_finished_run_of_another_recipe(tmp_path, capsys):
     (tmp_path / "summary.json").write_text("{}")
     assert main(["serve", "demo", "--insecure", "--out", str(tmp_path)]) == 2
     assert "holds another recipe" in capsys.readouterr().err
+
+
+def test_names_of_clients_may_have_a_space_after_the_comma(tmp_path, capsys, monkeypatch):
+    def serving(*_, names, **__):
+        raise BadInput(f"waiting for {names}")
+
+    monkeypatch.setattr("cutlayer.serve.Serving", serving)
+    assert main(["serve", "demo", "--insecure", "--clients", "alice, bob,", "--out", str(tmp_path)]) == 2
+    assert "waiting for ['alice', 'bob']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "said"), [(0, "0 B"), (999, "999 B"), (999.6, "1 kB"), (1234, "1.23 kB"), (999_600, "1 MB"), (2.5e12, "2500 GB")]
+)
+def test_bytes_are_shown_in_a_unit_that_reads_well(nbytes, said):
+    assert size(nbytes) == said
 
 
 @pytest.mark.parametrize(

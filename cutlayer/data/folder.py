@@ -117,9 +117,11 @@ def image_folder(name: str, data_dir: str | None, augment: bool) -> Data:
     held = next((root / split for split in ("val", "test") if (root / split).is_dir()), None)
     if held is None:
         raise BadInput(f"{root} has train/ and neither val/ nor test/; put images to evaluate on there")
-    classes = [path.name for path in sorted((root / "train").iterdir()) if path.is_dir()]
-    other = [path.name for path in sorted(held.iterdir()) if path.is_dir()]
-    if not classes or classes != other:
+    classes, other = ([path.name for path in sorted(split.glob("[!.]*")) if path.is_dir()] for split in (root / "train", held))
+    if not classes and not other:
+        what = f"train/ and {held.name}/ have no folders of classes; put images into train/CLASS/ and {held.name}/CLASS/"
+        raise BadInput(f"{root}: {what}")
+    if classes != other:
         odd = sorted(set(classes) ^ set(other))[:3]
         raise BadInput(
             f"{root}: train/ and {held.name}/ need the same classes as folders; only one of them has {', '.join(odd)}"
