@@ -55,7 +55,8 @@ def test_three_processes_do_what_the_page_says(tmp_path):
     serve, join_words = parties[0], parties[1]
     answering = subprocess.Popen([*start, *serve, *less, "--predict"], **how)
     try:
-        flags = [*join_words[2:], *less, "--weights", str(weights[1][0].parent)]
+        where = join_words.index("--out")  # a client's folder; a prediction's is the file of its answers
+        flags = [*join_words[2:where], *join_words[where + 2 :], *less, "--weights", str(weights[1][0].parent)]
         done = subprocess.run([*start, "predict", "demo", *flags], check=False, timeout=120, **how)
     finally:
         answering.send_signal(signal.SIGINT)
