@@ -194,7 +194,8 @@ def curves(figure: Figure, recipe: str) -> bool:
             ax.set_title(f"{data}, {n} client{'s' if n > 1 else ''}", fontsize=9)
             ax.tick_params(labelbottom=data == lowest[n])
             ax.set(xlabel="round" if data == lowest[n] else "", ylabel="accuracy, %" if n == numbers[0] else "")
-            ax.legend(fontsize=7)
+    handles = {name: line for ax in panels.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), fontsize=7, loc="outside lower center", ncols=4)
     return True
 
 
