@@ -49,6 +49,7 @@ class Estimate:
     inexact: str = ""
 
 
+@single_samples()
 def estimate(recipe: Recipe) -> Estimate:
     """Take as many steps of each batch size as the method's periods ask for and count them as often as the run takes them.
 
@@ -65,28 +66,26 @@ def estimate(recipe: Recipe) -> Estimate:
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
-        with single_samples():
-            for size in {size for sizes in turns for size in sizes}:
-                costs[size] = {}
-                # by then a regressor has had its first lesson, too
-                taken = max(period, recipe.options.get("delay", 0) + 1) + 1
-                for seen in (1, 0) if several else (0,):  # also a step that is the first of a round and not of a period
-                    probe, found = _steps(recipe, parts, clients, data.train, task, size, phase, taken, seen)
-                    costs[size] |= found
-                peak = {side: max(peak.get(side, 0), probe.meter.peak[side]) for side in ("client", "server")}
-            how_often = recipe.schedule_options()
-            if getattr(how_often, "server_copies", False):
-                peak["server"] += (len(clients) - 1) * probe.server.owned()
-            if getattr(how_often, "server_order", "") == "concatenated":
-                together = sum(sizes[0] for sizes in turns)
-                joint, _ = _steps(recipe, parts, clients, data.train, task, together, phase, 2, 0)
-                peak["server"] = max(peak["server"], joint.meter.peak["server"])
-            modules = probe.parts()
-            counts = macs(modules, data.train.batch(torch.tensor([0]), None))
-            total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns, phase)
-            for (size, at), count in steps.items():
-                for key, nbytes in costs[size][at].items():
-                    total[key] += nbytes * count
+        taken = max(period, recipe.options.get("delay", 0) + 1) + 1  # by then a regressor has had its first lesson, too
+        for size in {size for sizes in turns for size in sizes}:
+            costs[size] = {}
+            for seen in (1, 0) if several else (0,):  # also a step that is the first of a round and not of a period
+                probe, found = _steps(recipe, parts, clients, data.train, task, size, phase, taken, seen)
+                costs[size] |= found
+            peak = {side: max(peak.get(side, 0), probe.meter.peak[side]) for side in ("client", "server")}
+        how_often = recipe.schedule_options()
+        if getattr(how_often, "server_copies", False):
+            peak["server"] += (len(clients) - 1) * probe.server.owned()
+        if getattr(how_often, "server_order", "") == "concatenated":
+            together = sum(sizes[0] for sizes in turns)
+            joint, _ = _steps(recipe, parts, clients, data.train, task, together, phase, 2, 0)
+            peak["server"] = max(peak["server"], joint.meter.peak["server"])
+        modules = probe.parts()
+        counts = macs(modules, data.train.batch(torch.tensor([0]), None))
+        total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns, phase)
+        for (size, at), count in steps.items():
+            for key, nbytes in costs[size][at].items():
+                total[key] += nbytes * count
     finally:
         torch.set_num_threads(threads)
     payload: dict[str, dict[str, int]] = {"up": {}, "down": {}}
@@ -128,7 +127,6 @@ def _steps(
     if seen:
         parties.methods[0].load({"seen": seen})
     client = parties.clients[0]
-    client.sample_step = getattr(recipe.method_options(), "send_every", 1)  # its optimizer has state
     by_step: list[Payload] = [Counter() for _ in range(num_steps)]
 
     def tap(direction: Direction, packed: Packed) -> None:

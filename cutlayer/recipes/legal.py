@@ -115,16 +115,12 @@ def _timing(recipe: Recipe, o: Any, returns: bool) -> str | None:
             f"sync_every = {o.sync_every!r} is longer than a round, of local_epochs = {recipe.local_epochs}; "
             f"write {number // recipe.local_epochs} rounds, or raise local_epochs"
         )
-    if unit == "epoch" and recipe.checkpoint_every and order in ("batch_major", "concatenated"):
+    both = returns and all(recipe.options.get(name, 1) > 1 for name in ("lambda_every", "send_every"))
+    uneven = f" and sync_every = {o.sync_every!r}" if unit == "epoch" else ", lambda_every and send_every" if both else ""
+    if uneven and recipe.checkpoint_every and order in ("batch_major", "concatenated"):
         return (
-            f"checkpoint_every = {recipe.checkpoint_every}: with server_order = {order!r} and sync_every = {o.sync_every!r} clients "
-            f"that wait for a mark and for each other's batches would wait for ever; marks are written at every average, take 0"
-        )
-    now_and_then = all(recipe.options.get(name, 1) > 1 for name in ("lambda_every", "send_every")) and returns
-    if now_and_then and recipe.checkpoint_every and order in ("batch_major", "concatenated"):
-        return (
-            f"checkpoint_every = {recipe.checkpoint_every}: with server_order = {order!r}, lambda_every and send_every clients that wait "
-            f"for a mark and for each other's batches would wait for ever; marks are written at every average, take 0"
+            f"checkpoint_every = {recipe.checkpoint_every}: with server_order = {order!r}{uneven} clients that wait for a mark and for "
+            f"each other's batches would wait for ever; marks are written at every average, take 0"
         )
     if recipe.method == "loss_threshold" and getattr(o, "participation", 1.0) < 1 and o.server_copies:
         return (
