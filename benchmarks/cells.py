@@ -48,7 +48,9 @@ def parser(name: str, about: str | None, seeds: str = "0", profiles: Iterable[st
     """Return the arguments that all tables have, and the profile of those that have several, the first by default."""
     found = argparse.ArgumentParser(description=about)
     found.add_argument(
-        "--out", type=Path, help=f"where runs are kept, to go on with (default: runs/{name}, with --tiny runs/{name}-tiny)"
+        "--out",
+        type=Path,
+        help=f"where runs are kept, to go on with (default: runs/{name}, with --tiny runs/{name}-tiny, on a GPU runs/{name}-cuda)",
     )
     found.add_argument("--seeds", default=seeds)
     found.add_argument(
@@ -58,7 +60,7 @@ def parser(name: str, about: str | None, seeds: str = "0", profiles: Iterable[st
         "--max-minutes", type=float, help="stop at the next mark after so many minutes in all; the same command goes on"
     )
     found.add_argument("--data-dir")
-    found.add_argument("--device", default="cpu")
+    found.add_argument("--device", default="cpu", help="of every run (default: cpu); rows tell it, and are compared within it")
     found.add_argument(
         "--num-threads",
         type=int,
@@ -96,7 +98,7 @@ def run(
 
 
 def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, title: str, tiny: Mapping[str, Any]) -> None:
-    out = args.out or Path("runs") / (f"{name}-tiny" if args.tiny else name)
+    out = args.out or Path("runs") / "-".join([name, *["tiny"] * args.tiny, *[args.device] * (args.device != "cpu")])
     cells = [cell for cell in cells if cell.tiny or not args.tiny]
     chosen = choose(cells, args.only)
     if not chosen:

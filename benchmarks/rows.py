@@ -15,13 +15,12 @@ from cutlayer.runs import line_table
 
 RESULTS = Path(__file__).parent / "results"
 MACHINE = {"data_dir", "device", "num_threads", "precision"}  # fields that say where a run was, not what it was
+COMPARED = {"device", "precision"}  # those within which runs are compared
 
 
 def written(name: str, recipe: Mapping[str, Any] | None = None, **labels: Any) -> bool:
-    """Return whether results/<name>.jsonl has a row with these labels, of this recipe and precision as far as the row knows its fields."""
-    return any(
-        labelled(row, labels) and (not recipe or same(row["recipe"], recipe, MACHINE - {"precision"})) for row in read(name)
-    )
+    """Return whether results/<name>.jsonl has a row with these labels, of this recipe, device and precision as far as it knows them."""
+    return any(labelled(row, labels) and (not recipe or same(row["recipe"], recipe, MACHINE - COMPARED)) for row in read(name))
 
 
 def read(name: str) -> list[dict[str, Any]]:

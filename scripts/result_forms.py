@@ -6,7 +6,7 @@ from statistics import median
 from cells import Cell, of, plateau, reached
 from columns import BYTES, HOLDING, Column, accuracy, holding, peak, size
 from larger import IMAGENET
-from result_rows import Row, newest, table, training_bytes
+from result_rows import Row, newest, on_gpu, table, training_bytes
 from rows import labelled
 from slperf import TARGETS, cells as slperf_cells
 
@@ -20,15 +20,16 @@ def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> st
     heads = [*cells[0].labels, *columns, "rows"]
     lines, missing = list[list[object]](), list[list[str]]()
     for cell in cells:
-        mine = {row["seed"]: (i, row) for i, row in enumerate(found, 1) if labelled(row, cell.labels)}
+        mine = [(i, row) for i, row in enumerate(found, 1) if labelled(row, cell.labels)]
         if not mine:
             missing.append([str(value) for value in cell.labels.values()])
-            continue
-        done = [(row, conventional(row, cell, found)) for _, row in mine.values() if "failed" not in row]
-        failed = next((row["failed"].partition(";")[0] for _, row in mine.values() if "failed" in row), "")
-        values = [column(done) for column in columns.values()] if done else [failed, *[""] * (len(columns) - 1)]
-        where = ", ".join(line(i, row, cell, found) for i, row in mine.values())
-        lines.append([*cell.labels.values(), *values, where])
+        for gpu in sorted({on_gpu(row) for _, row in mine}):
+            newest_of = {row["seed"]: (i, row) for i, row in mine if on_gpu(row) == gpu}.values()
+            done = [(row, conventional(row, cell, found)) for _, row in newest_of if "failed" not in row]
+            failed = next((row["failed"].partition(";")[0] for _, row in newest_of if "failed" in row), "")
+            values = [column(done) for column in columns.values()] if done else [failed, *[""] * (len(columns) - 1)]
+            where = ", ".join(line(i, row, cell, found) for i, row in newest_of)
+            lines.append([*cell.labels.values(), *values, where + " on a GPU" * gpu])
     return table(heads, lines) + absent(name, missing, len(cells))
 
 
@@ -56,7 +57,7 @@ def absent(name: str, missing: Sequence[Sequence[str]], wanted: int) -> str:
 
 
 def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
-    """Return the conventional run of a row's seed and precision, which is the same for all cuts."""
+    """Return the conventional run of a row's seed, precision and device, which is the same for all cuts."""
     own = {key: value for key, value in cell.labels.items() if key not in ("what", "configuration", "cut")}
     return next(
         (
@@ -66,6 +67,7 @@ def conventional(row: Row, cell: Cell, found: Sequence[Row]) -> Row | None:
             and "conventional" in (other.get("what"), other.get("configuration"))
             and labelled(other, {**own, "seed": row["seed"]})
             and other["recipe"]["precision"] == row["recipe"]["precision"]
+            and on_gpu(other) == on_gpu(row)
         ),
         None,
     )

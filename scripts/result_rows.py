@@ -28,6 +28,11 @@ def finished(name: str) -> list[Row]:
     return [row for row in read(name) if "failed" not in row]
 
 
+def on_gpu(row: Row) -> bool:
+    """Return whether a run was computed on a GPU."""
+    return str(row.get("recipe", {}).get("device", "cpu")) != "cpu"
+
+
 def training_bytes(row: Row, way: str) -> int:
     """Return the payload bytes of training in a direction, up or down."""
     return sum(int(cell["payload"]) for role, cell in row["bytes"][way].items() if role != "evaluation")
@@ -62,6 +67,7 @@ def provenance(name: str, found: Sequence[Row]) -> str:
 
 
 def _machine(row: Row) -> str:
-    """Return the processor, and on how many threads each run was, where the row knows."""
+    """Return the processor or the GPU, and on how many threads each run was, where the row knows."""
     threads = row.get("num_threads") or row.get("recipe", {}).get("num_threads")
-    return row["machine"]["processor"] + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")
+    where = row["machine"]["gpu"] if on_gpu(row) else row["machine"]["processor"]
+    return where + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")

@@ -74,13 +74,15 @@ def test_a_row_is_found_by_its_labels_and_seed(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(FOLDER))
     rows = importlib.import_module("rows")
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
-    rows.write("x", {"what": "a", "seed": 1, "recipe": {"data_dir": "/secret", "rounds": 3, "speeds": [1.0]}})
+    rows.write("x", {"what": "a", "seed": 1, "recipe": {"data_dir": "/secret", "rounds": 3, "speeds": [1.0], "device": "cpu"}})
     assert rows.written("x", {"rounds": 3, "speeds": (1.0,)}, what="a", seed=1)
     assert not rows.written("x", {"rounds": 4}, what="a", seed=1)
     assert rows.written("x", what="a", seed=1)
     assert not rows.written("x", what="a", seed=2)
     assert not rows.written("x", what="a", seed=1, more=3)
     assert rows.written("x", {"data_dir": None, "lr": 0.1}, what="a", seed=1)
+    assert rows.written("x", {"device": "cpu"}, what="a", seed=1)
+    assert not rows.written("x", {"device": "cuda"}, what="a", seed=1)
     assert "secret" not in (tmp_path / "x.jsonl").read_text()
     assert torch.__version__ in (tmp_path / "x.jsonl").read_text()
     rows.write("x", {"what": "a run that began earlier", "commit": "abc", "machine": {"processor": "then"}})
@@ -154,6 +156,20 @@ def test_a_row_in_other_arithmetic_is_its_cells_says_so_and_is_compared_within_i
     ]
     assert [forms.conventional(row, cell, rows) for row in rows[2:]] == rows[:2]
     assert [forms.line(i, row, cell) for i, row in enumerate(rows[2:], 3)] == ["L3 in float32", "L4"]
+
+
+def test_runs_on_a_gpu_are_lines_of_their_own_and_compared_with_each_other(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    forms, heads, columns = (importlib.import_module(name) for name in ("result_forms", "heads", "columns"))
+    base, cell = heads.cells()[:2]
+    found = [
+        {**each.labels, "seed": 0, "accuracy_last5": accuracy, "recipe": {"precision": "bfloat16", "device": device}}
+        for each, device, accuracy in ((base, "cpu", 0.5), (cell, "cpu", 0.6), (base, "cuda", 0.4), (cell, "cuda", 0.7))
+    ]
+    lines = forms.listed("heads", columns.DIFFERENCE, found).splitlines()
+    mine = [line.split(" | ")[-2:] for line in lines if f"| {cell.labels['configuration']} |" in line]
+    assert mine == [["+10.00 (one seed)", "L2 |"], ["+30.00 (one seed)", "L4 on a GPU |"]]
 
 
 def test_one_process_holds_both_graphs_where_a_gradient_comes_back_and_else_the_larger(monkeypatch):
