@@ -33,6 +33,17 @@ def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> st
     return table(heads, lines) + absent(name, missing, len(cells))
 
 
+def on_both(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> str:
+    """Return a line for each cell with pairs on a processor and on a GPU: what they say together, each of one seed on one device."""
+    lines = list[list[object]]()
+    for cell in (cells := next(iter(of(name).values()))):
+        newest_of = {(row["seed"], on_gpu(row)): row for row in found if labelled(row, cell.labels) and "failed" not in row}
+        pairs = [(row, base) for row in newest_of.values() if (base := conventional(row, cell, found)) not in (None, row)]
+        if len({on_gpu(row) for row, _ in pairs}) > 1:
+            lines.append([*cell.labels.values(), len(pairs), *(column(pairs) for column in columns.values())])
+    return table([*cells[0].labels, "pairs", *columns], lines) if lines else ""
+
+
 def line(number: int, row: Row, cell: Cell, found: Sequence[Row] = ()) -> str:
     """Return where a row is, and where that is not its cell's its arithmetic, and the conventional run in it."""
     own = row.get("recipe", {}).get("precision")

@@ -58,11 +58,11 @@ def provenance(name: str, found: Sequence[Row]) -> str:
     """Return in which file the rows are, and by what command, commits, seeds, machines and versions they were measured."""
     commits = ", ".join(dict.fromkeys(f"`{row['commit']}`" for row in found if "commit" in row))
     seeds = ", ".join(map(str, sorted({row["seed"] for row in found if "seed" in row})))
-    versions = found[-1]["versions"]
+    versions = "; ".join(dict.fromkeys(f"torch {v['torch']}, Python {v['python']}" for v in (row["versions"] for row in found)))
     where = "; ".join(dict.fromkeys(_machine(row) for row in found if "machine" in row))
     return (
         f"`python benchmarks/{name}.py`, `benchmarks/results/{name}.jsonl`; commit {commits}; "
-        f"{f'seed {seeds}; ' if seeds else ''}{where}; torch {versions['torch']}, Python {versions['python']}."
+        f"{f'seed {seeds}; ' if seeds else ''}{where}; {versions}."
     )
 
 
