@@ -15,8 +15,9 @@ from cutlayer.recipes import load
 
 def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> str:
     """Return a line for each cell: its labels, its columns over the seeds, and the lines of its rows; and what was not run."""
-    small, *others = of(name).values()
-    cells = [*small, *(cell for mine in others if any(labelled(row, c.labels) for row in found for c in mine) for cell in mine)]
+    (_, small), *others = of(name).items()
+    begun = {profile: any(labelled(row, cell.labels) for row in found for cell in mine) for profile, mine in others}
+    cells = [*small, *(cell for profile, mine in others if begun[profile] for cell in mine)]
     heads = [*cells[0].labels, *columns, "rows"]
     lines, missing = list[list[object]](), list[list[str]]()
     for cell in cells:
@@ -30,18 +31,22 @@ def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> st
             values = [column(done) for column in columns.values()] if done else [failed, *[""] * (len(columns) - 1)]
             where = ", ".join(line(i, row, cell, found) for i, row in newest_of)
             lines.append([*cell.labels.values(), *values, where + " on a GPU" * gpu])
-    return table(heads, lines) + absent(name, missing, len(cells))
+    whole = "".join(
+        f"\n\nNot run: all {len(mine)} cells of `--profile {profile}`." for profile, mine in others if not begun[profile]
+    )
+    return table(heads, lines) + absent(name, missing, len(cells)) + whole
 
 
 def on_both(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> str:
-    """Return a line for each cell with pairs on a processor and on a GPU: what they say together, each of one seed on one device."""
+    """Return a line for each cell with pairs on a processor and on a GPU: what they say together."""
     lines = list[list[object]]()
     for cell in (cells := next(iter(of(name).values()))):
         newest_of = {(row["seed"], on_gpu(row)): row for row in found if labelled(row, cell.labels) and "failed" not in row}
         pairs = [(row, base) for row in newest_of.values() if (base := conventional(row, cell, found)) not in (None, row)]
         if len({on_gpu(row) for row, _ in pairs}) > 1:
-            lines.append([*cell.labels.values(), len(pairs), *(column(pairs) for column in columns.values())])
-    return table([*cells[0].labels, "pairs", *columns], lines) if lines else ""
+            seeds = len({row["seed"] for row, _ in pairs})
+            lines.append([*cell.labels.values(), seeds, *(column(pairs) for column in columns.values())])
+    return table([*cells[0].labels, "seeds", *columns], lines) if lines else ""
 
 
 def line(number: int, row: Row, cell: Cell, found: Sequence[Row] = ()) -> str:

@@ -62,7 +62,7 @@ FORMS: dict[str, Callable[[Sequence[Row]], str]] = {
     "parity": lambda found: "\n\n".join(
         [
             forms.listed("parity", TABLES["parity"], found),
-            "Where there are pairs on a GPU and on a processor, all of them together:",
+            "Where there are pairs on a GPU and on a processor, all of them together; of a seed that ran on both the mean counts:",
             forms.on_both("parity", FINAL_DIFFERENCE | WITHIN | DIFFERENCE, found),
         ]
     ),

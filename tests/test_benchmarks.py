@@ -130,6 +130,7 @@ def test_a_table_of_which_nothing_can_be_run_fails(monkeypatch, tmp_path):
 
 
 def test_bytes_are_compared_at_one_cut(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     columns = importlib.import_module("columns")
 
@@ -171,8 +172,17 @@ def test_runs_on_a_gpu_are_lines_of_their_own_and_compared_with_each_other(monke
     mine = [line.split(" | ")[-2:] for line in lines if f"| {cell.labels['configuration']} |" in line]
     assert mine == [["+10.00 (one seed)", "L2 |"], ["+30.00 (one seed)", "L4 on a GPU |"]]
     _, _, both = forms.on_both("heads", columns.DIFFERENCE, found).splitlines()
-    assert both.startswith(f"| {' | '.join(cell.labels.values())} | 2 | +20.00 ±")
+    assert both.startswith(f"| {' | '.join(cell.labels.values())} | 1 | +20.00 (one seed)")
     assert not forms.on_both("heads", columns.DIFFERENCE, found[:3])
+
+
+def test_a_profile_of_which_nothing_was_run_is_told(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    forms, authors = importlib.import_module("result_forms"), importlib.import_module("authors")
+    page = forms.listed("authors", {}, [{**authors.cells()[0].labels, "seed": 0, "recipe": {"precision": "bfloat16"}}])
+    assert f"Not run: {len(authors.cells()) - 1} of {len(authors.cells())} cells" in page
+    assert f"Not run: all {len(authors.cells('full'))} cells of `--profile full`." in page
 
 
 def test_one_process_holds_both_graphs_where_a_gradient_comes_back_and_else_the_larger(monkeypatch):
