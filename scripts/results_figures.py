@@ -30,6 +30,8 @@ HOLDS = (
     "splitfed_v1, 1 batch, equal shares, group norm",
     "splitfed_v1, 1 batch, equal shares, group norm, 36 rounds",
 )
+FLAT = ("frontier", "disjoint", "authors", "asynchronous", "curves-slice")
+WHATS = ("conventional", "decoupled, shallow", "decoupled, middle", "decoupled, deep")
 THRESHOLDS = {"threshold 0.05": "o", "threshold 0.1": "s", "threshold 0.2": "^"}
 
 
@@ -176,9 +178,9 @@ def clients(figure: Figure) -> bool:
     return bool(found)
 
 
-def curves(figure: Figure, recipe: str) -> bool:
-    """Accuracy of the small profile after every round, at three cuts, a panel for each data set and number of clients."""
-    found = [row for row in finished("decoupled") if (row["profile"], row["recipe_of"]) == ("small", recipe)]
+def curves(figure: Figure, recipe: str, profile: str = "small") -> bool:
+    """Accuracy of a profile after every round, at three cuts, a panel for each data set and number of clients."""
+    found = [row for row in finished("decoupled") if (row["profile"], row["recipe_of"]) == (profile, recipe)]
     if not any(row["what"] == "conventional" for row in found):
         return False
     sets, numbers = (list(dict.fromkeys(row[key] for row in found)) for key in ("data", "clients"))
@@ -190,7 +192,7 @@ def curves(figure: Figure, recipe: str) -> bool:
             if not mine:
                 ax.set_axis_off()
                 continue
-            for row in mine:
+            for row in sorted(mine, key=lambda row: WHATS.index(row["what"])):
                 _curve(ax, row)
             ax.set_title(f"{data}, {n} client{'s' if n > 1 else ''}", fontsize=9)
             ax.tick_params(labelbottom=data == lowest[n])
@@ -256,6 +258,7 @@ DRAWN: dict[str, Callable[[Figure], bool]] = {
     "clients": clients,
     "authors": authors,
     "asynchronous": asynchronous,
+    "curves-slice": partial(curves, recipe="strong", profile="slice"),
 } | {f"curves-{recipe}": partial(curves, recipe=recipe) for recipe in ("text", "strong")}
 
 
@@ -264,9 +267,7 @@ def main() -> None:
     FIGURES.mkdir(exist_ok=True)
     mpl.rcParams.update({"svg.hashsalt": "cutlayer", "axes.spines.top": False, "axes.spines.right": False})
     for name, draw in DRAWN.items():
-        figure = Figure(
-            figsize=(7, 4.5 if name in ("frontier", "disjoint", "authors", "asynchronous") else 6.5), layout="constrained"
-        )
+        figure = Figure(figsize=(7, 4.5 if name in FLAT else 6.5), layout="constrained")
         if draw(figure):
             figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
         else:  # what is there is of other rows
