@@ -66,7 +66,9 @@ def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None)
         recipe, parts, task, clients, data.train, out, release=data.release, progress=progress, post=mpi.post(world)
     )
     mpi.serve(world, side.host)
-    return side.finish()
+    result = side.finish()
+    world.tell_all(kind="end")  # not before the results lie there, because clients give up their states then
+    return result
 
 
 def _line(error: BaseException) -> str:

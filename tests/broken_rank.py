@@ -1,14 +1,16 @@
-"""Three ranks, of which the last one fails in the middle of its first round, or is killed in its second, or neither."""
+"""Three ranks, of which the last one fails in its first round, or beside one that has much to send, or is killed in its second, or none."""
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from across import BASE
 
-from cutlayer import client, cluster, figures
+from cutlayer import client, cluster, figures, server
 from cutlayer.recipes.recipe import make
+from cutlayer.transports import mpi
 
 
 def broken(self, batch, **how):
@@ -22,12 +24,29 @@ def killed(self, batch, _seen=[], _forward=client.Client.forward, **how):
     return _forward(self, batch, **how)
 
 
+def late(self, batch, _seen=[], _forward=client.Client.forward, **how):
+    _seen.append(batch)
+    if len(_seen) == 5:
+        raise ValueError("this data owner's disk is gone")
+    return _forward(self, batch, **how)
+
+
+def slow(self, message, _handle=server.Server.handle):
+    time.sleep(0.3)
+    return _handle(self, message)
+
+
 if __name__ == "__main__":
     figures.draw = lambda groups, metric: []
-    if cluster.rank() == 2 and sys.argv[2] != "whole":
-        client.Client.forward = {"broken": broken, "killed": killed}[sys.argv[2]]
+    how, fields = sys.argv[2], {"scheme": "splitfed_v1", "transport": "mpi", "rounds": 3}
+    if how == "behind":  # clients that wait for nobody, ahead of a server that takes its time
+        fields |= {"scheme": "locsplitfed", "auxiliary": "linear", "local_epochs": 8}
+        mpi.MAX_UNSENT = 1 << 16
+        server.Server.handle = slow
+    if cluster.rank() == 2 and how != "whole":
+        client.Client.forward = {"broken": broken, "behind": late, "killed": killed}[how]
     try:
-        cluster.run(make({**BASE, "scheme": "splitfed_v1", "transport": "mpi", "rounds": 3}), Path(sys.argv[1]))
+        cluster.run(make({**BASE, **fields}), Path(sys.argv[1]))
     except Exception as error:
         if cluster.rank() == 0:
             print(error, file=sys.stderr)

@@ -115,8 +115,9 @@ WORDS = [
 ]
 
 
-def test_all_ranks_stop_with_the_error_of_the_one_that_failed(tmp_path):
-    done = launch(3, "tests/broken_rank.py", str(tmp_path / "out"), "broken", timeout=60)
+@pytest.mark.parametrize("how", ["broken", "behind"])
+def test_all_ranks_stop_with_the_error_of_the_one_that_failed(how, tmp_path):
+    done = launch(3, "tests/broken_rank.py", str(tmp_path / "out"), how, timeout=60)
     assert done.returncode == 1
     assert "rank 2 (client1): ValueError: this data owner's disk is gone" in done.stderr
     assert "Traceback" not in done.stderr
@@ -130,6 +131,17 @@ def test_law8_a_killed_rank_ends_the_job_and_the_same_command_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     for part, module in run_recipe(recipe).modules.items():
         assert equal(module, load_file(tmp_path / "out" / "weights" / f"{part}.safetensors")), part
+
+
+def test_a_job_that_dies_while_its_results_are_written_goes_on(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "weights").touch()  # no place for a folder
+    assert launch(3, "tests/broken_rank.py", str(tmp_path / "out"), "whole", timeout=60).returncode != 0
+    (tmp_path / "out" / "weights").unlink()
+    done = launch(3, "tests/broken_rank.py", str(tmp_path / "out"), "whole", timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "summary.json").exists()
+    assert not list((tmp_path / "out").glob("client*"))
 
 
 def test_the_command_line_under_mpiexec_trains_and_is_done_once(tmp_path):

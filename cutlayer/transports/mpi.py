@@ -135,9 +135,13 @@ class RankLine:
         self.world.tell(0, kind="hello", held=held())
 
     def send(self, packed: Packed, label: int) -> None:
-        self._look()
-        self.world.wait(lambda: self.world.unsent() < MAX_UNSENT)
+        self.world.wait(self._has_room)
         self.world.frame(0, packed, label)
+
+    def _has_room(self) -> bool:
+        """Return whether more may be sent; raises what rank 0 says, which may have ended the job meanwhile."""
+        self._look()
+        return self.world.unsent() < MAX_UNSENT
 
     def receive(self) -> Packed:
         self.world.wait(self._look)
@@ -193,4 +197,3 @@ def serve(world: World, host: Host) -> None:
             host.bye(k, told["figures"])
         else:
             raise Stopped(told["why"])
-    world.tell_all(kind="end")
