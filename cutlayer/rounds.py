@@ -83,7 +83,8 @@ class Rounds:
             self.parties.load(state["parties"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise BadInput(
-                f"the marks in {self.outputs.out} are of other parts than these; choose another out, or delete it"
+                f"the marks in {self.outputs.out} are of other parts than these, or of one process where this run has several or the other "
+                "way round; choose another out, or delete it"
             ) from error
         self.outputs.load(state["outputs"])
         # everybody says hello again, and whoever was in the middle of a turn is told again to go

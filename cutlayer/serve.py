@@ -85,9 +85,11 @@ class Serving:
                 self.watch(self)
                 if self.stopping:
                     raise KeyboardInterrupt
+            self._hand_out()  # while the results are written
             result = self._finish()
-            self._hand_out()
-            self.gate.tell_all(kind="end")
+            for k in self.gate.untaken(self.host.finished, self.host.patience):
+                self.say(f"{self.names[k]} has not taken its final weights; they are in {self.side.out / 'weights'}")
+            self.gate.tell_all(kind="end")  # at which they close their lines, so that nobody can wait for this to be taken
             return result
         except RunFailed as error:
             self.gate.tell_all(kind="stop", why=f"the server stopped: {error}")

@@ -12,15 +12,16 @@ from across import BASE, over_grpc
 from conftest import equal
 from network import COPIES, RELAY, Net, until
 
-from cutlayer.errors import RunFailed
+from cutlayer.errors import BadInput, RunFailed
 from cutlayer.handshake import about
 from cutlayer.recipes.recipe import make
 from cutlayer.run import run_recipe
+from cutlayer.transports import grpc_server
 from cutlayer.transports.grpc_client import NetworkLine
 from cutlayer.transports.grpc_common import PROTOCOL
 from cutlayer.transports.grpc_server import Gate
 from cutlayer.transports.member import told_to_start
-from cutlayer.transports.session import FRAME, WINDOW_BYTES, control, read_control
+from cutlayer.transports.session import FRAME, WINDOW_BYTES, Session, control, read_control
 from cutlayer.wire import Message, loads, pack
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -102,6 +103,36 @@ def test_a_line_that_breaks_before_its_client_said_what_it_holds_does_not_begin_
         line.close()
     net.join("client0")
     net.wait()
+
+
+def test_what_a_client_had_to_send_to_a_server_of_before_is_not_sent_to_one_that_knows_nothing_of_it():
+    session = Session()
+    before = session.epoch
+    assert session.put(FRAME, [b"x"], epoch=before)
+    session.reset()  # by the thread that keeps the connection, at any moment
+    assert not session.put(FRAME, [b"x"], epoch=before)
+    assert not session.last
+    assert session.put(FRAME, [b"x"], epoch=session.epoch)
+
+
+@pytest.mark.parametrize(
+    "welcome", [{}, {"client": "x", "received": 0, "fresh": True}, {"client": 0, "received": 7, "fresh": True}]
+)
+def test_a_server_that_answers_nonsense_is_refused(welcome, monkeypatch):
+    gate = Gate("127.0.0.1:0", ["client0"], lambda name, hello: None, tls=None)
+
+    def admit(hello, context):
+        raise BadInput
+
+    monkeypatch.setattr(gate, "_admit", admit)
+    monkeypatch.setattr(grpc_server, "control", lambda **what: control(kind="welcome", **welcome))
+    line = NetworkLine(f"127.0.0.1:{gate.port}", "client0", {}, tls=None, patience=5.0)
+    try:
+        with pytest.raises(BadInput, match="answers what no server of this version does"):
+            line.connect()
+    finally:
+        line.close()
+        gate.close()
 
 
 def test_a_connection_that_is_gone_before_its_welcome_leaves_nobody_behind():

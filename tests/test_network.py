@@ -1,9 +1,13 @@
 """A server and its clients over real connections: what parties that die, come late or come back cost."""
 
+import time
+from unittest.mock import Mock
+
 import pytest
 from across import BASE
 from conftest import equal
 from network import COPIES, RELAY, Net, until
+from safetensors.torch import load_file
 
 from cutlayer import checkpoint
 from cutlayer.data.partition import split
@@ -13,6 +17,7 @@ from cutlayer.run import data_of, parts_of, run_recipe, task_of
 from cutlayer.serve import Serving
 from cutlayer.sides import member
 from cutlayer.transports.member import Start
+from cutlayer.transports.session import Session
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -121,19 +126,23 @@ def test_a_party_never_seen_before_may_join_at_a_round_with_late_join_alone(late
             net.wait()
 
 
-def test_the_server_is_started_again_and_clients_come_by_themselves(tmp_path):
+class Gone(Exception):
+    """A server's process is gone."""
+
+
+@pytest.mark.parametrize("when", ["training", "finishing"])
+def test_the_server_is_started_again_and_clients_come_by_themselves(when, tmp_path):
     recipe = make({**BASE, "scheme": "splitfed_v1", "rounds": 4})
     whole = run_recipe(recipe)
 
-    class Gone(Exception):
-        pass
-
     def watch(serving):
-        if serving.host.server.schedule.round == 2:
+        if when == "training" and serving.host.server.schedule.round == 2:
             raise Gone
 
     net = Net(recipe, tmp_path, watch=watch)
     port = net.port
+    if when == "finishing":
+        net.serving.side.finish = Mock(side_effect=Gone)
     for name in ("client0", "client1"):
         net.join(name, patience=30.0)
     net.server.join(30)
@@ -145,3 +154,43 @@ def test_the_server_is_started_again_and_clients_come_by_themselves(tmp_path):
         thread.join(30)
     assert not net.failed
     assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+    for name in ("client0", "client1"):
+        assert equal(whole.modules["bottom"], load_file(tmp_path / name / "weights" / "bottom.safetensors"))
+        assert not (tmp_path / name / "marks").exists()
+
+
+def test_final_weights_that_take_long_arrive(tmp_path, monkeypatch):
+    whole, net = run_recipe(COPIES), Net(COPIES, tmp_path)
+    slow = []
+
+    def records(self, connection, _records=Session.records):
+        for record in _records(self, connection):
+            if slow and self is slow[0]:
+                slow.pop()
+                time.sleep(6.0)
+            yield record
+
+    def hand_out(_hand_out=net.serving._hand_out):
+        slow.append(net.serving.gate.peers[0].session)
+        _hand_out()
+
+    monkeypatch.setattr(Session, "records", records)
+    net.serving._hand_out = hand_out
+    for name in ("client0", "client1"):
+        net.join(name)
+    net.wait()
+    for name in ("client0", "client1"):
+        assert equal(whole.modules["bottom"], load_file(tmp_path / name / "weights" / "bottom.safetensors"))
+        assert not (tmp_path / name / "marks").exists()
+
+
+def test_a_client_whose_final_weights_never_come_fails(tmp_path):
+    net = Net(COPIES, tmp_path)
+    net.serving._hand_out = Mock(side_effect=Gone)
+    for name in ("client0", "client1"):
+        net.join(name, patience=1.0)
+    net.server.join(30)
+    with pytest.raises(Gone):
+        net.wait()
+    assert all("has been away for 1 s" in str(net.failed[name]) for name in ("client0", "client1"))
+    assert not (tmp_path / "client0" / "weights").exists()

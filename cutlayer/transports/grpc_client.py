@@ -5,7 +5,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 from ..errors import BadInput, RunFailed
@@ -16,7 +15,6 @@ from .member import Again, Start
 from .session import CONTROL, FRAME, Received, Session, control, read_control
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 5.0
-LAST_WORDS_S = 10.0
 
 
 class NetworkLine:
@@ -39,6 +37,7 @@ class NetworkLine:
         self.held: Callable[[], list[int]] | None = None
         self.fatal: Exception | None = None
         self.again = threading.Event()  # a start has come that nobody has looked at yet
+        self.epoch = self.session.epoch  # of the session in which the last start came
         self.welcomed = threading.Event()
         self.client, self.samples = -1, 0
         self.final: Message | None = None  # the trained weights, which the server sends last
@@ -71,10 +70,9 @@ class NetworkLine:
     def send(self, packed: Packed, label: int) -> None:
         while True:
             self._check()
-            if self.again.is_set():
-                while True:  # what came before it belongs to before
-                    self._look(self.inbox.get())
-            if self.session.put(FRAME, pieces(packed), label, block=True, timeout=0.2):
+            while self.again.is_set() or self.session.epoch != self.epoch:  # what came before the start belongs to before
+                self.poll()
+            if self.session.put(FRAME, pieces(packed), label, block=True, timeout=0.2, epoch=self.epoch):
                 return
 
     def receive(self) -> Packed:
@@ -93,12 +91,16 @@ class NetworkLine:
 
     def bye(self, figures: Mapping[str, Any]) -> None:
         self.session.tell(kind="bye", figures=figures)
-        self.patience = min(self.patience, LAST_WORDS_S)  # training is over: a server that is gone has nothing more to say
-        while not self.ended and self.fatal is None:
-            with suppress(queue.Empty):
-                packed = self._look(self.inbox.get(timeout=0.2))
-                if packed is not None and packed.message.kind == "final":
-                    self.final = unpack(packed, {})
+        self.final = None
+        while not self.ended:
+            try:
+                packed = self.poll()
+            except RunFailed as error:
+                if error is self.fatal and self.final is not None:
+                    return  # all is here but the server's word that nobody will ask for this client's states
+                raise
+            if packed is not None and packed.message.kind == "final":
+                self.final = unpack(packed, {})
 
     def close(self) -> None:
         """End the connection, after the server's last words have been acknowledged."""
@@ -124,6 +126,7 @@ class NetworkLine:
             self.ended = True
         if told["kind"] == "start":
             self.again.clear()
+            self.epoch = received.epoch
             raise Again(Start(int(told["incarnation"]), int(told["label"])))
         return None
 
@@ -139,6 +142,9 @@ class NetworkLine:
                 why = self._converse()
             except BadInput as error:
                 self.fatal = error
+                break
+            except (KeyError, TypeError, ValueError) as error:
+                self.fatal = BadInput(f"{self.address} answers what no server of this version does ({error!r})")
                 break
             if self.over:
                 break
@@ -198,8 +204,11 @@ class NetworkLine:
                 self._ready()
         if again:
             self.say(f"connected to {self.address} again")
-        self.client, self.connected = int(told["client"]), True
-        connection = self.session.attach(int(told["received"]))
+        self.client, received = int(told["client"]), int(told["received"])
+        if not 0 <= received <= self.session.last:
+            raise ValueError(f"it has received {received} messages, and {self.session.last} were sent")
+        self.connected = True
+        connection = self.session.attach(received)
         self.welcomed.set()
         return connection
 

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -95,6 +95,10 @@ class Gate:
         """End a client's connection for what it did."""
         self.peers[k].session.close()
         self.peers[k].said = {"why": why}
+
+    def untaken(self, who: Iterable[int], patience: float) -> list[int]:
+        """Wait until some clients have taken what was sent, and return those towards which nothing has moved for `patience` seconds."""
+        return [k for k in who if not self.peers[k].session.settled(patience)]
 
     def close(self, grace_s: float = 5.0) -> None:
         """Wait until those who are here have taken what was sent, and close the port."""

@@ -110,20 +110,25 @@ class Session:
             self.untaken = 0  # bytes that came and were not taken
             self.at, self.connection, self.closed = 0, 0, False
             self.partial, self.filled = room(0), 0
+            self.moved = time.monotonic()  # when a chunk was last given to a connection, or something was taken
             self.changed.notify_all()
 
     def put(
-        self, kind: int, data: Iterable[bytes | memoryview], label: int = 0, block: bool = False, timeout: float | None = None
-    ) -> bool:
+        self, kind: int, data: Iterable[bytes | memoryview], label: int = 0, block: bool = False, timeout: float | None = None,
+        epoch: int | None = None,
+    ) -> bool:  # fmt: skip
         """Put in a message, copied once, into the chunks that it is sent in.
 
-        `block` waits while the window is full, at most `timeout` seconds; returns whether there was room. Raises Closed.
+        `block` waits while the window is full, at most `timeout` seconds; returns whether there was room, and whether the session
+        is still that of `epoch`, if one is given. Raises Closed.
         """
         with self.changed:
             if block and not self.changed.wait_for(lambda: self.closed or self.unsettled() < WINDOW_BYTES, timeout):
                 return False
             if self.closed:
                 raise Closed
+            if epoch not in (None, self.epoch):
+                return False
             self.last += 1
             self.unacked.append((self.last, records(self.last, [PREFIX.pack(label, kind), *data])))
             self.changed.notify_all()
@@ -137,10 +142,13 @@ class Session:
         """Return the bytes that the other end has not taken yet."""
         return sum(len(chunk) for _, chunks in self.unacked for chunk in chunks)
 
-    def settled(self, timeout: float) -> bool:
-        """Wait until the other end has taken everything, and return whether it has."""
+    def settled(self, patience: float) -> bool:
+        """Wait until the other end has taken everything, or nothing has moved for so many seconds; return whether it has."""
         with self.changed:
-            return self.changed.wait_for(lambda: not self.unacked, timeout)
+            self.moved = time.monotonic()
+            while self.unacked and (left := self.moved + patience - time.monotonic()) > 0:
+                self.changed.wait(left)
+            return not self.unacked
 
     def attach(self, received: int) -> int:
         """Begin a connection whose other end has received so many messages, and return its number; the one before it is over."""
@@ -188,6 +196,7 @@ class Session:
             for chunk in chunks:
                 if self._over(connection):
                     return
+                self.moved = time.monotonic()
                 yield chunk
 
     def _told(self) -> int:
@@ -256,7 +265,7 @@ class Session:
 
     def _forget(self, acked: int) -> None:
         if acked > self.acked:
-            self.acked = acked
+            self.acked, self.moved = acked, time.monotonic()
             while self.unacked and self.unacked[0][0] <= acked:
                 self.unacked.popleft()
             self.changed.notify_all()
