@@ -202,6 +202,8 @@ class NetworkLine:
             self.session.reset()
             if self.held is not None:
                 self._ready()
+            else:  # nobody tells a line that only asks to start
+                self.epoch = self.session.epoch
         if again:
             self.say(f"connected to {self.address} again")
         self.client, received = int(told["client"]), int(told["received"])

@@ -146,7 +146,7 @@ class Session:
         """Wait until the other end has taken everything, or nothing has moved for so many seconds; return whether it has."""
         with self.changed:
             self.moved = time.monotonic()
-            while self.unacked and (left := self.moved + patience - time.monotonic()) > 0:
+            while self.unacked and not self.closed and (left := self.moved + patience - time.monotonic()) > 0:
                 self.changed.wait(left)
             return not self.unacked
 
