@@ -122,8 +122,9 @@ def test_a_last_word_that_cannot_be_used_leaves_the_others_their_result(tmp_path
     whole, net, bye = run_recipe(COPIES), Net(COPIES, tmp_path, patience=0.5), NetworkLine.bye
     lie = lambda line, told: {**told, "seconds": {"wait": 10**400}} if line.name == "client1" else told  # noqa: E731
     monkeypatch.setattr(NetworkLine, "bye", lambda line, told: bye(line, lie(line, told)))
-    for name in ("client0", "client1"):
-        net.join(name)
+    net.join("client0")
+    net.join("client1").join(30)
+    assert "is no figure of a meter" in str(net.failed.pop("client1"))  # it gets no weights, and says so
     result = net.wait()
     assert net.said("client1 is turned away: seconds wait = 10")
     assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
