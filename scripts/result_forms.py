@@ -21,15 +21,15 @@ def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> st
     heads = [*cells[0].labels, *columns, "rows"]
     lines, missing = list[list[object]](), list[list[str]]()
     for cell in cells:
-        mine = [(i, row) for i, row in enumerate(found, 1) if labelled(row, cell.labels)]
-        if not mine:
+        newest_of = _newest_of(cell, found)
+        if not newest_of:
             missing.append([str(value) for value in cell.labels.values()])
-        for gpu in sorted({on_gpu(row) for _, row in mine}):
-            newest_of = {row["seed"]: (i, row) for i, row in mine if on_gpu(row) == gpu}.values()
-            done = [(row, conventional(row, cell, found)) for _, row in newest_of if "failed" not in row]
-            failed = next((row["failed"].partition(";")[0] for _, row in newest_of if "failed" in row), "")
+        for gpu in sorted({gpu for gpu, _ in newest_of}):
+            mine = [each for (on, _), each in newest_of.items() if on == gpu]
+            done = [(row, conventional(row, cell, found)) for _, row in mine if "failed" not in row]
+            failed = next((row["failed"].partition(";")[0] for _, row in mine if "failed" in row), "")
             values = [column(done) for column in columns.values()] if done else [failed, *[""] * (len(columns) - 1)]
-            where = ", ".join(line(i, row, cell, found) for i, row in newest_of)
+            where = ", ".join(line(i, row, cell, found) for i, row in mine)
             lines.append([*cell.labels.values(), *values, where + " on a GPU" * gpu])
     whole = "".join(
         f"\n\nNot run: all {len(mine)} cells of `--profile {profile}`." for profile, mine in others if not begun[profile]
@@ -37,16 +37,25 @@ def listed(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> st
     return table(heads, lines) + absent(name, missing, len(cells)) + whole
 
 
+def _newest_of(cell: Cell, found: Sequence[Row]) -> dict[tuple[bool, int], tuple[int, Row]]:
+    """Return a cell's newest row of each device and seed, and its line."""
+    return {(on_gpu(row), row["seed"]): (i, row) for i, row in enumerate(found, 1) if labelled(row, cell.labels)}
+
+
 def on_both(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> str:
-    """Return a line for each cell with pairs on a processor and on a GPU: what they say together."""
+    """Return a line for each cell with pairs on a processor and on a GPU, what they say together, or nothing if there is none."""
     lines = list[list[object]]()
     for cell in (cells := next(iter(of(name).values()))):
-        newest_of = {(row["seed"], on_gpu(row)): row for row in found if labelled(row, cell.labels) and "failed" not in row}
-        pairs = [(row, base) for row in newest_of.values() if (base := conventional(row, cell, found)) not in (None, row)]
+        done = [row for _, row in _newest_of(cell, found).values() if "failed" not in row]
+        pairs = [(row, base) for row in done if (base := conventional(row, cell, found)) not in (None, row)]
         if len({on_gpu(row) for row, _ in pairs}) > 1:
             seeds = len({row["seed"] for row, _ in pairs})
             lines.append([*cell.labels.values(), seeds, *(column(pairs) for column in columns.values())])
-    return table([*cells[0].labels, "seeds", *columns], lines) if lines else ""
+    heads = [*cells[0].labels, "seeds", *columns]
+    told = (
+        "Where there are pairs on a GPU and on a processor, all of them together; of a seed that ran on both the mean counts:"
+    )
+    return f"\n\n{told}\n\n{table(heads, lines)}" if lines else ""
 
 
 def line(number: int, row: Row, cell: Cell, found: Sequence[Row] = ()) -> str:

@@ -59,12 +59,8 @@ TABLES: dict[str, dict[str, Column]] = {
 }
 FORMS: dict[str, Callable[[Sequence[Row]], str]] = {
     **{name: partial(forms.listed, name, columns) for name, columns in TABLES.items()},
-    "parity": lambda found: "\n\n".join(
-        [
-            forms.listed("parity", TABLES["parity"], found),
-            "Where there are pairs on a GPU and on a processor, all of them together; of a seed that ran on both the mean counts:",
-            forms.on_both("parity", FINAL_DIFFERENCE | WITHIN | DIFFERENCE, found),
-        ]
+    "parity": lambda found: (
+        forms.listed("parity", TABLES["parity"], found) + forms.on_both("parity", FINAL_DIFFERENCE | WITHIN | DIFFERENCE, found)
     ),
     "heads": lambda found: "\n\n".join(
         [forms.listed("heads", TABLES["heads"], found), forms.beside(found, finished("schemes"))]

@@ -17,18 +17,16 @@ def broken(self, batch, **how):
     raise ValueError("this data owner's disk is gone")
 
 
-def killed(self, batch, _seen=[], _forward=client.Client.forward, **how):
-    _seen.append(batch)
-    if len(_seen) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return _forward(self, batch, **how)
+def killed(self, batch, **how):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def late(self, batch, _seen=[], _forward=client.Client.forward, **how):
-    _seen.append(batch)
-    if len(_seen) == 5:
-        raise ValueError("this data owner's disk is gone")
-    return _forward(self, batch, **how)
+def at_the_fifth(last):
+    def forward(self, batch, _seen=[], _forward=client.Client.forward, **how):
+        _seen.append(batch)
+        return (last if len(_seen) == 5 else _forward)(self, batch, **how)
+
+    return forward
 
 
 def slow(self, message, _handle=server.Server.handle):
@@ -44,7 +42,7 @@ if __name__ == "__main__":
         mpi.MAX_UNSENT = 1 << 16
         server.Server.handle = slow
     if cluster.rank() == 2 and how != "whole":
-        client.Client.forward = {"broken": broken, "behind": late, "killed": killed}[how]
+        client.Client.forward = {"broken": broken, "behind": at_the_fifth(broken), "killed": at_the_fifth(killed)}[how]
     try:
         cluster.run(make({**BASE, **fields}), Path(sys.argv[1]))
     except Exception as error:

@@ -171,7 +171,8 @@ def test_runs_on_a_gpu_are_lines_of_their_own_and_compared_with_each_other(monke
     lines = forms.listed("heads", columns.DIFFERENCE, found).splitlines()
     mine = [line.split(" | ")[-2:] for line in lines if f"| {cell.labels['configuration']} |" in line]
     assert mine == [["+10.00 (one seed)", "L2 |"], ["+30.00 (one seed)", "L4 on a GPU |"]]
-    _, _, both = forms.on_both("heads", columns.DIFFERENCE, found).splitlines()
+    _, _, told, _, _, _, both = forms.on_both("heads", columns.DIFFERENCE, found).splitlines()
+    assert told.endswith("of a seed that ran on both the mean counts:")
     assert both.startswith(f"| {' | '.join(cell.labels.values())} | 1 | +20.00 (one seed)")
     assert not forms.on_both("heads", columns.DIFFERENCE, found[:3])
 

@@ -130,6 +130,13 @@ class Gone(Exception):
     """A server's process is gone."""
 
 
+def check_final_weights(whole, folder):
+    """Check that both clients have the trained bottom, and keep no states of a run that is over."""
+    for name in ("client0", "client1"):
+        assert equal(whole.modules["bottom"], load_file(folder / name / "weights" / "bottom.safetensors"))
+        assert not (folder / name / "marks").exists()
+
+
 @pytest.mark.parametrize("when", ["training", "finishing"])
 def test_the_server_is_started_again_and_clients_come_by_themselves(when, tmp_path):
     recipe = make({**BASE, "scheme": "splitfed_v1", "rounds": 4})
@@ -154,9 +161,7 @@ def test_the_server_is_started_again_and_clients_come_by_themselves(when, tmp_pa
         thread.join(30)
     assert not net.failed
     assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
-    for name in ("client0", "client1"):
-        assert equal(whole.modules["bottom"], load_file(tmp_path / name / "weights" / "bottom.safetensors"))
-        assert not (tmp_path / name / "marks").exists()
+    check_final_weights(whole, tmp_path)
 
 
 def test_final_weights_that_take_long_arrive(tmp_path, monkeypatch):
@@ -179,9 +184,7 @@ def test_final_weights_that_take_long_arrive(tmp_path, monkeypatch):
     for name in ("client0", "client1"):
         net.join(name)
     net.wait()
-    for name in ("client0", "client1"):
-        assert equal(whole.modules["bottom"], load_file(tmp_path / name / "weights" / "bottom.safetensors"))
-        assert not (tmp_path / name / "marks").exists()
+    check_final_weights(whole, tmp_path)
 
 
 def test_a_client_whose_final_weights_never_come_fails(tmp_path):
