@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from cells import Cell, of, plateau, reached
-from columns import BYTES, HOLDING, Column, accuracy, holding, peak, size
+from columns import BYTES, HOLDING, Column, Pair, accuracy, holding, peak, size
 from larger import IMAGENET
 from result_rows import Row, newest, on_gpu, table, training_bytes
 from rows import labelled
@@ -42,12 +42,17 @@ def _newest_of(cell: Cell, found: Sequence[Row]) -> dict[tuple[bool, int], tuple
     return {(on_gpu(row), row["seed"]): (i, row) for i, row in enumerate(found, 1) if labelled(row, cell.labels)}
 
 
+def paired(cell: Cell, found: Sequence[Row]) -> list[Pair]:
+    """Return a cell's newest runs of each device and seed beside their conventional ones, without those that have none."""
+    done = [row for _, row in _newest_of(cell, found).values() if "failed" not in row]
+    return [(row, base) for row in done if (base := conventional(row, cell, found)) not in (None, row)]
+
+
 def on_both(name: str, columns: Mapping[str, Column], found: Sequence[Row]) -> str:
     """Return a line for each cell with pairs on a processor and on a GPU, what they say together, or nothing if there is none."""
     lines = list[list[object]]()
     for cell in (cells := next(iter(of(name).values()))):
-        done = [row for _, row in _newest_of(cell, found).values() if "failed" not in row]
-        pairs = [(row, base) for row in done if (base := conventional(row, cell, found)) not in (None, row)]
+        pairs = paired(cell, found)
         if len({on_gpu(row) for row, _ in pairs}) > 1:
             seeds = len({row["seed"] for row, _ in pairs})
             lines.append([*cell.labels.values(), seeds, *(column(pairs) for column in columns.values())])

@@ -8,31 +8,60 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
+from curve_figures import authors, curves, disjoint
 from matplotlib.figure import Figure
-from result_rows import Row, client_share, finished
+from result_rows import client_share, finished, on_gpu
 
 # isort: split
-from choices import REBUILT  # where they are is known from result_rows on
+from cells import of  # where they are is known from result_rows on
+from choices import REBUILT
 from columns import points as points_of, saved
+from result_forms import paired
+from rows import read
 from slperf import PERIODS
 
 from cutlayer.errors import BadInput
+from cutlayer.runs import interval
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
-HOLDS = (
-    "vanilla, batches of 32",
-    "splitfed_v1, 1 round, batches of 32",
-    "splitfed_v1, 1 batch",
-    "splitfed_v1, 5 batches",
-    "splitfed_v1, 1 batch, equal shares",
-    "splitfed_v1, 5 batches, equal shares, group norm",
-    "splitfed_v1, 1 batch, equal shares, group norm",
-    "splitfed_v1, 1 batch, equal shares, group norm, 36 rounds",
-)
-FLAT = ("frontier", "disjoint", "authors", "asynchronous", "curves-slice")
-WHATS = ("conventional", "decoupled, shallow", "decoupled, middle", "decoupled, deep")
+FLAT = ("target", "frontier", "disjoint", "authors", "asynchronous", "curves-slice")
+COLOURS = {"shallow": "tab:blue", "middle": "tab:orange", "deep": "tab:green"}
 THRESHOLDS = {"threshold 0.05": "o", "threshold 0.1": "s", "threshold 0.2": "^"}
+
+
+def target(figure: Figure) -> bool:
+    """By how many points decoupled training differs from conventional, a line for each length, cut and head; longest first."""
+    ax = figure.subplots()
+    there = [(cell.labels, paired(cell, found)) for found in [read("parity")] for cell in of("parity")["small"]]
+    lines = sorted((one for one in there if one[1]), key=lambda one: (-one[0]["rounds"], list(COLOURS).index(one[0]["cut"])))
+    for y, (labels, pairs) in enumerate(lines):
+        colour = COLOURS[labels["cut"]]
+        for row, base in pairs:
+            ax.plot(
+                *points_of([(row, base)], "accuracy_final"), y, "o", mfc="none" if on_gpu(row) else colour, color=colour, ms=4
+            )
+        seeds = points_of(pairs, "accuracy_final")
+        if len(seeds) > 2:  # of two an interval is wider than the figure
+            middle, half = interval(seeds)
+            ax.errorbar(middle, y, xerr=half, fmt="|", ms=12, capsize=4, color=colour)
+    ax.axvline(0, color="grey", lw=0.8)
+    names = [f"{own['rounds']} rounds, {own['cut']}, {own['what'].replace(REBUILT, '')}" for own, _ in lines]
+    ax.set_yticks(
+        range(len(lines)),
+        [f"{name} ({client_share(pairs[0][0]):.2f})" for name, (_, pairs) in zip(names, lines, strict=True)],
+        fontsize=8,
+    )
+    ax.invert_yaxis()
+    ax.set(xlabel="points from conventional training, last round")
+    figure.suptitle(
+        "What sending nothing back costs: ResNet-20 on all of CIFAR-10, a point for each seed\n"
+        "(bars: 95 % where there are three; in brackets the client's multiply-adds, conventional 1)",
+        fontsize=10,
+    )
+    ax.plot([], [], "ko", ms=4, label="on a processor")
+    ax.plot([], [], "ko", ms=4, mfc="none", label="on a GPU")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=2)
+    return bool(lines)
 
 
 def frontier(figure: Figure) -> bool:
@@ -61,7 +90,7 @@ def choices(figure: Figure) -> bool:
     heads = sorted(costs, key=costs.__getitem__)
     if not heads:
         return False
-    for cut, colour in (("shallow", "tab:blue"), ("middle", "tab:orange"), ("deep", "tab:green")):
+    for cut, colour in COLOURS.items():
         for rebuilt, marker in ((True, "o"), (False, "x")):
             mine = [
                 (100 * row["accuracy_final"], heads.index(name))
@@ -138,19 +167,6 @@ def periods(figure: Figure) -> bool:
     return bool(found)
 
 
-def disjoint(figure: Figure) -> bool:
-    """Accuracy after every round where each client has two classes, a line for what was tried on the way to what holds."""
-    ax = figure.subplots()
-    newest = {row["what"]: row for row in finished("slperf") if (row["task"], row["partition"]) == ("cifar10", "classes")}
-    for what in (what for what in HOLDS if what in newest):
-        ax.plot(*zip(*((r, 100 * a) for r, a in enumerate(newest[what]["curve"], 1)), strict=True), label=what)
-    ax.axhline(60, color="grey", lw=0.8, ls=":")
-    ax.set(xlabel="round", ylabel="accuracy, %", ylim=(0, None))
-    ax.set_title("Five clients of two classes each: what was tried, and what holds (CIFAR-10)", fontsize=10)
-    figure.legend(fontsize=7, loc="outside lower center", ncols=2)
-    return any(what in newest for what in HOLDS)
-
-
 def clients(figure: Figure) -> bool:
     """Seconds for each client of a round under MPI, and the server's memory, against the number of clients."""
     above, below = figure.subplots(2, 1, sharex=True)
@@ -175,49 +191,6 @@ def clients(figure: Figure) -> bool:
     below.minorticks_off()
     if found:
         above.legend(fontsize=7, ncols=2)
-    return bool(found)
-
-
-def curves(figure: Figure, recipe: str, profile: str = "small") -> bool:
-    """Accuracy of a profile after every round, at three cuts, a panel for each data set and number of clients."""
-    found = [row for row in finished("decoupled") if (row["profile"], row["recipe_of"]) == (profile, recipe)]
-    if not any(row["what"] == "conventional" for row in found):
-        return False
-    sets, numbers = (list(dict.fromkeys(row[key] for row in found)) for key in ("data", "clients"))
-    panels = figure.subplots(len(sets), len(numbers), sharex=True, sharey="row", squeeze=False)
-    lowest = {row["clients"]: row["data"] for row in sorted(found, key=lambda row: sets.index(row["data"]))}
-    for along, data in zip(panels, sets, strict=True):
-        for ax, n in zip(along, numbers, strict=True):
-            mine = [row for row in found if (row["data"], row["clients"]) == (data, n)]
-            if not mine:
-                ax.set_axis_off()
-                continue
-            for row in sorted(mine, key=lambda row: WHATS.index(row["what"])):
-                _curve(ax, row)
-            ax.set_title(f"{data}, {n} client{'s' if n > 1 else ''}", fontsize=9)
-            ax.tick_params(labelbottom=data == lowest[n])
-            ax.set(xlabel="round" if data == lowest[n] else "", ylabel="accuracy, %" if n == numbers[0] else "")
-    handles = {name: line for ax in panels.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), fontsize=7, loc="outside lower center", ncols=4)
-    return True
-
-
-def _curve(ax: Axes, row: Row) -> None:
-    """Draw the accuracies of a run over whole rounds, dashed where it is the conventional one."""
-    seen = [(r, 100 * a) for r, a in enumerate(row["curve"], 1) if a is not None]
-    ax.plot(*zip(*seen, strict=True), "k--" if row["what"] == "conventional" else "-", label=row["what"])
-    ax.xaxis.get_major_locator().set_params(integer=True)
-
-
-def authors(figure: Figure) -> bool:
-    """Accuracy of the small profile after every round, a line for each thing that the authors' code does beyond its text."""
-    ax = figure.subplots()
-    found = {row["what"]: row for row in finished("authors") if row["profile"] == "small"}
-    for row in found.values():
-        _curve(ax, row)
-    ax.set(xlabel="round", ylabel="accuracy, %")
-    ax.set_title("What the authors' code does beyond its text (ResNet-110, 10,000 images)", fontsize=10)
-    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
     return bool(found)
 
 
@@ -250,6 +223,7 @@ def asynchronous(figure: Figure) -> bool:
 
 
 DRAWN: dict[str, Callable[[Figure], bool]] = {
+    "target": target,
     "frontier": frontier,
     "choices": choices,
     "schemes": schemes,

@@ -29,6 +29,12 @@ def test_claims_are_numbered_and_all_sources_are_there():
     assert len(CLAIMS) >= 35
 
 
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_the_table_has_the_claims_of_a_verdict(verdict):
+    mine = [claim.partition(".")[0] for claim in CLAIMS if claim.partition("\n")[2].startswith(verdict)]
+    assert f"| {verdict.strip('*')} | {len(mine)} | {', '.join(mine)} |" in PAGE
+
+
 @pytest.mark.parametrize("command", BENCHMARKS)
 def test_the_command_of_a_benchmark_parses(command, monkeypatch):
     file, *words = shlex.split(command)[1:]
