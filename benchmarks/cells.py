@@ -6,7 +6,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -81,15 +81,16 @@ def parser(name: str, about: str | None, seeds: str = "0", profiles: Iterable[st
 
 
 def run(
-    name: str, cells: Sequence[Cell], args: argparse.Namespace, title: str, tiny: Mapping[str, Any] = MappingProxyType({})
-) -> None:
+    name: str, cells: Sequence[Cell], args: argparse.Namespace, title: str, tiny: Mapping[str, Any] = MappingProxyType({}),
+    more: Callable[[Path], dict[str, Any]] = lambda folder: {},
+) -> None:  # fmt: skip
     """Run the cells that are not done, seed by seed, in the order in which they are listed, and write their rows and a report.
 
-    `tiny` are a table's own fields over those of the tiny profile.
+    `tiny` are a table's own fields over those of the tiny profile, and `more` is what its rows say of a finished run's folder besides.
     A run that diverges has a row that says so; a cell whose input cannot be had, or that fails otherwise, is told and has none.
     """
     try:
-        _table(name, cells, args, title, {**TINY, **tiny})
+        _table(name, cells, args, title, {**TINY, **tiny}, more)
     except BadInput as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
@@ -97,7 +98,10 @@ def run(
         sys.exit(130)
 
 
-def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, title: str, tiny: Mapping[str, Any]) -> None:
+def _table(
+    name: str, cells: Sequence[Cell], args: argparse.Namespace, title: str, tiny: Mapping[str, Any],
+    more: Callable[[Path], dict[str, Any]],
+) -> None:  # fmt: skip
     out = args.out or Path("runs") / "-".join([name, *["tiny"] * args.tiny, *[args.device] * (args.device != "cpu")])
     cells = [cell for cell in cells if cell.tiny or not args.tiny]
     chosen = choose(cells, args.only)
@@ -134,7 +138,11 @@ def _table(name: str, cells: Sequence[Cell], args: argparse.Namespace, title: st
             console.print(f"stopped in {cell}; the same command goes on")
             break
         if found or isinstance(failure, RunFailed):
-            told = _row(found) if found else {"seed": seed, "failed": str(failure), "recipe": recipe.flat()}
+            told = (
+                _row(found) | more(folder_of(recipe, out))
+                if found
+                else {"seed": seed, "failed": str(failure), "recipe": recipe.flat()}
+            )
             if not args.tiny:
                 rows.write(name, {**cell.labels, **told})
         else:

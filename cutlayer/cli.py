@@ -1,4 +1,4 @@
-"""cutlayer run | compare | show | report | list | serve | join | predict | certs."""
+"""cutlayer run | compare | show | report | audit | list | serve | join | predict | certs."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from . import cli_network
+from . import cli_audit, cli_network
 from .console import (
     FAILED,
     INTERRUPTED,
@@ -191,7 +191,7 @@ def list_(kind: Positional[str] = "", /) -> int:
     """Print what can be named, each with one line.
 
     Args:
-        kind: schemes, methods, models, heads, regressors, data, recipes, codecs, schedules, partitions; all if not given.
+        kind: schemes, methods, models, heads, regressors, data, recipes, codecs, schedules, partitions, audits; all if not given.
     """
     tables = _tables()
     if kind == "schemes":
@@ -204,6 +204,7 @@ def list_(kind: Positional[str] = "", /) -> int:
 
 
 def _tables() -> dict[str, Mapping[str, str]]:
+    from .audits import AUDITS
     from .codecs import CODECS
     from .data import DATASETS
     from .data.partition import PARTITIONS
@@ -218,7 +219,7 @@ def _tables() -> dict[str, Mapping[str, str]]:
         "schemes": ("scheme", SCHEMES), "methods": ("method", METHODS), "models": ("model", MODELS), "heads": ("auxiliary", HEADS),
         "regressors": ("regressor", REGRESSORS),
         "data": ("data", DATASETS), "recipes": ("recipe", RECIPES), "codecs": ("codec", CODECS),
-        "schedules": ("schedule", SCHEDULES), "partitions": ("partition", PARTITIONS),
+        "schedules": ("schedule", SCHEDULES), "partitions": ("partition", PARTITIONS), "audits": ("audit", AUDITS),
     }  # fmt: skip
     return {
         plural: {name: row.line for name, row in table.items()}
@@ -263,6 +264,7 @@ def main(argv: list[str] | None = None) -> int:
             "compare": compare,
             "show": show,
             "report": report,
+            "audit": cli_audit.audit,
             "list": list_,
             "serve": cli_network.serve,
             "join": cli_network.join,

@@ -110,6 +110,17 @@ def show_paths(paths: Mapping[str, Path]) -> None:
         console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
 
 
+def show_audit(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what attacks found, a line for each figure, and the same without what they saw."""
+    table = Table("attack", "figure", "found", "without", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name, figures in found.items():
+        if "closed" in figures:
+            table.add_row(name, figures["closed"], "", "")
+        for figure in (figure for figure in figures if f"{figure}_without" in figures):
+            table.add_row(name, figure, *(f"{figures[figure + ending]:.3f}" for ending in ("", "_without")))
+    console.print(table)
+
+
 def show_estimate(title: str, cost: Estimate) -> None:
     """Print what a run would cost."""
     table = Table(title=f"{title}: {cost.steps:,} steps", show_header=False)

@@ -116,6 +116,7 @@ class Owner:
 
     def __init__(self, recipe: Recipe, weights: Path) -> None:
         torch.set_num_threads(recipe.num_threads)
+        self.weights = weights
         self.data = data_of(recipe).to(recipe.device)
         parts, source = parts_of(recipe, self.data), self.data.train
         builder = Builder(recipe, parts, source, fitted(task_of(recipe), recipe, parts, source), Meter())

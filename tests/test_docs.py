@@ -13,7 +13,7 @@ from conftest import ROOT
 
 import cutlayer as cl
 import cutlayer.cli
-from cutlayer import cli_network, frame
+from cutlayer import cli_audit, cli_network, frame
 from cutlayer.cli import _sweep
 from cutlayer.compare import cells
 from cutlayer.flags import Fields, given
@@ -96,6 +96,9 @@ def understood(words):
 
     verb, *rest = words[1:]
     if verb in ("list", "report"):
+        return
+    if verb == "audit":
+        assert tyro.cli(functools.wraps(cli_audit.audit)(lambda folder, /, **flags: folder), args=rest)
         return
     if verb in ("serve", "join", "predict", "certs"):
 

@@ -18,8 +18,8 @@ LEVELS = (
     {"methods", "transports", "evaluate"},
     {"recipes", "costs", "fit", "building", "parties", "diagnose", "findings", "figures", "runs",
      "report", "outputs", "rounds", "run", "compare", "estimate", "sides", "handshake", "certs", "cluster", "serve", "join",
-     "predict", "live"},
-    {"cli", "cli_network", "flags", "console"},
+     "predict", "live", "audits"},
+    {"cli", "cli_audit", "cli_network", "flags", "console"},
 )  # fmt: skip
 # partitions are cut from sources, which know nothing of them
 SAME_LEVEL_UP = {("data.partition", "data.sources")}
