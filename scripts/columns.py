@@ -166,6 +166,12 @@ def in_one_process(row: Row) -> str:
     return size(max(client + resting.get("top", 0), server + sum(n for part, n in resting.items() if part != "top")))
 
 
+def leak(row: Row, figure: str, form: str) -> str:
+    """Return what an attack found, in brackets the same without what crosses; nothing where it was not open."""
+    found = row["audit"]
+    return f"{found[figure]:{form}} ({found[f'{figure}_without']:{form}})" if figure in found else ""
+
+
 LAST5: dict[str, Column] = {"last five, %": accuracies("accuracy_last5")}
 FINAL: dict[str, Column] = {"final, %": accuracies("accuracy_final")}
 PEAK: dict[str, Column] = {"peak, %": accuracies("accuracy_peak")}
@@ -193,5 +199,11 @@ EXITS: dict[str, Column] = {
     "head, %": accuracies("auxiliary_accuracy_final"),
     "both, %": accuracies("ensemble_accuracy_final"),
     "both against final": together,
+}
+LEAKS: dict[str, Column] = {
+    "rebuilt, dB": each(lambda row: leak(row, "psnr", ".1f")),
+    "SSIM": each(lambda row: leak(row, "ssim", ".2f")),
+    "distance correlation": each(lambda row: leak(row, "distance_correlation", ".2f")),
+    "labels": each(lambda row: leak(row, "label_accuracy", ".3f")),
 }
 LESS: dict[str, Column] = {"less client computation": less}

@@ -8,6 +8,7 @@ from conftest import ROOT
 from filelock import FileLock
 
 from cutlayer.compare import folder_of
+from cutlayer.errors import BadInput
 from cutlayer.recipes import load
 
 FIELDS = {
@@ -31,9 +32,10 @@ def table(monkeypatch, tmp_path, no_figures):
         "no such data": {"scheme": "vanilla", "data": "cifar10"},
     }
 
-    def run(*names, **arguments):
+    def run(*names, more=lambda folder: {}, **arguments):
         args = cells.parser("toy", "").parse_args([f"--out={tmp_path / 'runs'}", *(f"--{k}={v}" for k, v in arguments.items())])
-        cells.run("toy", [cells.Cell({"what": name}, "small-cifar10", {**FIELDS, **own[name]}) for name in names], args, "Toy")
+        chosen = [cells.Cell({"what": name}, "small-cifar10", {**FIELDS, **own[name]}) for name in names]
+        cells.run("toy", chosen, args, "Toy", more=more)
 
     run.rows = lambda: rows.read("toy")
     run.folder = lambda name: folder_of(load("small-cifar10", **{**FIELDS, **own[name]}), tmp_path / "runs")
@@ -64,6 +66,17 @@ def test_a_row_has_the_figures_of_its_run(table):
     assert found[2]["states"] == "".join("ABC"[int(state)] for state in states)
     assert found[2]["states"].startswith("AB")
     assert "states" not in found[0]
+
+
+def test_a_row_says_what_its_table_finds_in_a_finished_run_and_without_that_there_is_none(table):
+    def fails(folder):
+        raise BadInput("nothing is found")
+
+    with pytest.raises(SystemExit, match="nothing is found"):
+        table("plain", more=fails)
+    assert not table.rows()
+    table("plain", "diverges", more=lambda folder: {"size": len(list(folder.glob("weights/*")))})
+    assert [row.get("size") for row in table.rows()] == [2, None]
 
 
 def test_what_has_a_row_is_not_run_again_and_other_arithmetic_is(table, capsys, tmp_path):
