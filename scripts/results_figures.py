@@ -222,6 +222,24 @@ def asynchronous(figure: Figure) -> bool:
     return bool(found)
 
 
+def leakage(figure: Figure) -> bool:
+    """How like the inputs are what a decoder makes of the activations, a bar for each run, cut after cut."""
+    ax = figure.subplots()
+    found = sorted(finished("leakage"), key=lambda row: list(COLOURS).index(row["cut"]))
+    for y, row in enumerate(found):
+        ax.barh(y, row["audit"]["ssim"], color=COLOURS[row["cut"]], height=0.7)
+        ax.text(row["audit"]["ssim"] + 0.01, y, f"{row['audit']['psnr']:.1f} dB", va="center", fontsize=7)
+    for row in found[:1]:
+        ax.axvline(row["audit"]["ssim_without"], color="grey", ls=":", label="the mean image")
+    names = [f"{row['cut']}, {row['what']} ({100 * row['accuracy_final']:.0f} %)" for row in found]
+    ax.set_yticks(range(len(found)), names, fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel="structural similarity of rebuilt and own images, 1 is the same", xlim=(0, 1.1))
+    figure.suptitle("What a server rebuilds from activations (in brackets the network's accuracy)", fontsize=10)
+    figure.legend(fontsize=7, loc="outside lower center")
+    return bool(found)
+
+
 DRAWN: dict[str, Callable[[Figure], bool]] = {
     "target": target,
     "frontier": frontier,
@@ -232,6 +250,7 @@ DRAWN: dict[str, Callable[[Figure], bool]] = {
     "clients": clients,
     "authors": authors,
     "asynchronous": asynchronous,
+    "leakage": leakage,
     "curves-slice": partial(curves, recipe="strong", profile="slice"),
 } | {f"curves-{recipe}": partial(curves, recipe=recipe) for recipe in ("text", "strong")}
 

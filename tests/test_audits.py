@@ -154,7 +154,7 @@ def test_noise_at_the_cut_is_what_the_attacker_sees(tmp_path):
     assert noisy["distance_correlation"] == pytest.approx(noisy["distance_correlation_without"], abs=0.1)
 
 
-def test_what_cannot_be_audited_is_told_in_one_line(tmp_path, capsys):
+def test_what_cannot_be_audited_is_told_in_one_line(tmp_path, capsys, monkeypatch):
     assert main(["audit", str(tmp_path)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
     finished(tmp_path / "run")
@@ -165,6 +165,9 @@ def test_what_cannot_be_audited_is_told_in_one_line(tmp_path, capsys):
     ):
         assert main(["audit", str(tmp_path / "run"), *words]) == 2
         assert why in capsys.readouterr().err
+    monkeypatch.setattr("cutlayer.audits.seen.MOST_BYTES", 8 * 16 * 8 * 8 * 30)
+    assert main(["audit", str(tmp_path / "run")]) == 2
+    assert "give at most 30" in capsys.readouterr().err
     finished(tmp_path / "merged", codec={"smashed": "batch_merge"})
     with pytest.raises(BadInput, match="means of samples"):
         audit(tmp_path / "merged")

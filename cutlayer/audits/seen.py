@@ -1,5 +1,6 @@
 """What an adversary has: pairs of inputs and activations of its own, and the activations, without the inputs, of others."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from ..predict import Owner, load_into
 from ..recipes.recipe import Recipe
 from ..run import parts_of
 from ..streams import stream
+
+
+MOST_BYTES = 1 << 32  # of all activations, which are kept
 
 
 class Closed(BadInput):
@@ -64,6 +68,9 @@ def seen_of(owner: Owner, recipe: Recipe, effort: Effort) -> Seen:
     n = min(effort.samples, len(owner.data.test) // 2)
     if not n:
         raise BadInput("a test set of one sample has no halves; raise num_test")
+    most = MOST_BYTES // (8 * math.prod(owner.task.cut_shape))
+    if n > most:
+        raise BadInput(f"samples = {effort.samples}: activations of twice {n} are more than 4 GiB; give at most {most}")
     chosen = torch.randperm(len(owner.data.test), generator=stream(effort.seed, "audit halves"))[: 2 * n]
     sees = _Reading(owner, recipe)
     return Seen(*(sees.half(index) for index in chosen.split(n)))
