@@ -16,6 +16,7 @@ def audit(
     samples: int = 5000,
     epochs: int = 20,
     seed: int = 0,
+    client: int = 0,
     data_dir: str | None = None,
 ) -> int:
     """Attack what a finished run sends, and say what is learned from it, beside what is guessed without.
@@ -26,19 +27,18 @@ def audit(
         samples: of the test set at most so many are the attacker's own, and so many others are attacked.
         epochs: how long the attacker's decoder learns.
         seed: of the attacker.
+        client: whose bottom, where clients keep their own.
         data_dir: where the data lie, if not where they lay.
     """
     from .audits import Effort, audit as attack
 
     with progress_bar() as bar:
-        line = bar.add_task("the attacker's decoder learns", total=None, note="")
-        found = attack(
-            folder,
-            only,
-            Effort(samples, epochs, seed),
-            data_dir,
-            lambda done, total: bar.update(line, completed=done, total=total),
-        )
+        line = bar.add_task("the attacker's decoder learns", total=None, note="", visible=False)
+
+        def tick(done: int, total: int) -> None:
+            bar.update(line, completed=done, total=total, visible=True)
+
+        found = attack(folder, only, Effort(samples, epochs, seed), data_dir, client, tick)
     show_audit(found)
     written = {"figures": folder / "audit.json", "what was rebuilt": folder / "rebuilt.png"}
     show_paths({what: path for what, path in written.items() if path.exists()})

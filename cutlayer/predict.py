@@ -52,6 +52,12 @@ def load_into(module: nn.Module, path: Path) -> nn.Module:
     return module.eval()
 
 
+def weights_of(folder: Path, name: str, client: int) -> Path:
+    """Return the file of a client's part, of all clients' where they share it."""
+    own = folder / f"{name}-{client}.safetensors"
+    return own if own.exists() else folder / f"{name}.safetensors"
+
+
 class Answering:
     """A server that answers batches with the outputs of a trained top, for every client that asks, until it is stopped."""
 
@@ -112,19 +118,18 @@ class Remote:
 
 
 class Owner:
-    """A data owner's trained modules."""
+    """A data owner's trained modules; the client's own where a folder holds those of several."""
 
-    def __init__(self, recipe: Recipe, weights: Path) -> None:
+    def __init__(self, recipe: Recipe, weights: Path, client: int = 0) -> None:
         torch.set_num_threads(recipe.num_threads)
-        self.weights = weights
         self.data = data_of(recipe).to(recipe.device)
         parts, source = parts_of(recipe, self.data), self.data.train
         builder = Builder(recipe, parts, source, fitted(task_of(recipe), recipe, parts, source), Meter())
-        client = builder.owner(0, torch.arange(1)).client
-        self.task, self.autocast, self.place = client.task, builder.training.autocast, placement(recipe)
-        names = [n for n in ("bottom", "tail", "auxiliary") if n in client.modules]
+        made = builder.owner(client, torch.arange(1)).client
+        self.task, self.autocast, self.place = made.task, builder.training.autocast, placement(recipe)
+        names = [n for n in ("bottom", "tail", "auxiliary") if n in made.modules]
         self.modules: dict[str, Any] = {
-            name: load_into(client.modules[name], weights / f"{name}.safetensors") for name in names
+            name: load_into(made.modules[name], weights_of(weights, name, client)) for name in names
         }
 
     def batches(self, source: Source) -> Iterator[Batch]:

@@ -145,6 +145,18 @@ def test_an_audit_is_a_table_a_file_and_pictures_and_the_same_the_second_time(tm
     assert first["found"].keys() == AUDITS.keys()
 
 
+def test_where_clients_keep_their_own_bottoms_it_is_one_of_them(tmp_path, capsys):
+    finished(tmp_path, scheme="psl", num_clients=2)
+    words = ["audit", str(tmp_path), "--only", "distance_correlation"]
+    found = []
+    for client in (0, 1, 0):
+        assert main([*words, "--client", str(client)]) == 0
+        found.append(json.loads((tmp_path / "audit.json").read_text())["found"])
+    assert found[0] == found[2] != found[1]
+    assert main([*words, "--client", "2"]) == 2
+    assert "client = 2: there are 2, the first is 0" in capsys.readouterr().err
+
+
 def test_noise_at_the_cut_is_what_the_attacker_sees(tmp_path):
     clear, noisy = (
         audit(finished(tmp_path / name, codec=codec), ["distance_correlation"])["distance_correlation"]
@@ -168,6 +180,9 @@ def test_what_cannot_be_audited_is_told_in_one_line(tmp_path, capsys, monkeypatc
     monkeypatch.setattr("cutlayer.audits.seen.MOST_BYTES", 8 * 16 * 8 * 8 * 30)
     assert main(["audit", str(tmp_path / "run")]) == 2
     assert "give at most 30" in capsys.readouterr().err
+    finished(tmp_path / "uncut", scheme="fedavg", num_clients=2)
+    assert main(["audit", str(tmp_path / "uncut")]) == 2
+    assert "scheme = fedavg: nothing is cut" in capsys.readouterr().err
     finished(tmp_path / "merged", codec={"smashed": "batch_merge"})
     with pytest.raises(BadInput, match="means of samples"):
         audit(tmp_path / "merged")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..errors import BadInput, unknown
 from ..outputs import write
-from ..predict import Owner
+from ..predict import Owner, weights_of
 from ..recipes import load
 from . import distance_correlation, inversion, labels
 from .seen import Effort, Seen, Tick, seen_of
@@ -35,11 +35,12 @@ AUDITS: dict[str, Entry] = {
 
 def audit(
     folder: Path, only: Sequence[str] = (), effort: Effort = EFFORT, data_dir: str | None = None,
-    tick: Tick = lambda done, total: None,
+    client: int = 0, tick: Tick = lambda done, total: None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Attack the trained parts of a finished run and write FOLDER/audit.json and, of images, FOLDER/rebuilt.png; return the figures.
 
-    Without `only` all attacks that this run leaves open are tried; those that it does not say so, as {"closed": why}.
+    Where clients keep bottoms of their own it is `client`'s. Without `only` all are tried, and one that this run leaves no way for
+    says so, as {"closed": why}.
     Raises BadInput for a folder that holds no finished run, an unknown name, and one of `only` that the run leaves no way for.
     """
     for name in (name for name in only if name not in AUDITS):
@@ -47,8 +48,14 @@ def audit(
     if not (folder / "summary.json").exists():
         raise BadInput(f"{folder} holds no finished run; name the folder that cutlayer run wrote")
     recipe = load(str(folder / "recipe.toml"), **({"data_dir": data_dir} if data_dir is not None else {}))
-    owner = Owner(recipe, folder / "weights")
-    seen = seen_of(owner, recipe, effort)
+    if recipe.cut == "none":
+        raise BadInput(
+            f"scheme = {recipe.scheme}: nothing is cut in {folder}, so no activation crosses; audit a run of another"
+        )
+    if not 0 <= client < recipe.num_clients:
+        raise BadInput(f"client = {client}: there are {recipe.num_clients}, the first is 0")
+    owner = Owner(recipe, folder / "weights", client)
+    seen = seen_of(owner, recipe, weights_of(folder / "weights", "top", client), effort)
     found: dict[str, dict[str, Any]] = {}
     for name in only or AUDITS:
         try:

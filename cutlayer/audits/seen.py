@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,6 @@ from ..predict import Owner, load_into
 from ..recipes.recipe import Recipe
 from ..run import parts_of
 from ..streams import stream
-
 
 MOST_BYTES = 1 << 32  # of all activations, which are kept
 
@@ -53,7 +53,7 @@ class Seen(NamedTuple):
     theirs: Half
 
 
-def seen_of(owner: Owner, recipe: Recipe, effort: Effort) -> Seen:
+def seen_of(owner: Owner, recipe: Recipe, top: Path, effort: Effort) -> Seen:
     """Return what the trained bottom sends of two halves of the test set, after the codec as it is in training; in eval mode.
 
     Raises BadInput where rows are no samples (graphs, batch_merge), and for effort that is none.
@@ -72,19 +72,19 @@ def seen_of(owner: Owner, recipe: Recipe, effort: Effort) -> Seen:
     if n > most:
         raise BadInput(f"samples = {effort.samples}: activations of twice {n} are more than 4 GiB; give at most {most}")
     chosen = torch.randperm(len(owner.data.test), generator=stream(effort.seed, "audit halves"))[: 2 * n]
-    sees = _Reading(owner, recipe)
+    sees = _Reading(owner, recipe, top)
     return Seen(*(sees.half(index) for index in chosen.split(n)))
 
 
 class _Reading:
     """Reads what crosses of some test samples."""
 
-    def __init__(self, owner: Owner, recipe: Recipe) -> None:
+    def __init__(self, owner: Owner, recipe: Recipe, top: Path) -> None:
         self.owner, self.source, self.batch_size = owner, owner.data.test, recipe.batch_size
         self.codecs = codecs.build(recipe.codec, recipe.seed, end="audit")
         self.top = None
         if "tail" in owner.modules:
-            self.top = load_into(parts_of(recipe, owner.data).top, owner.weights / "top.safetensors").to(recipe.device)
+            self.top = load_into(parts_of(recipe, owner.data).top, top).to(recipe.device)
 
     def half(self, index: Tensor) -> Half:
         batches = [self._batch(each) for each in index.split(self.batch_size)]
