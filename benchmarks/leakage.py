@@ -52,7 +52,12 @@ def cells() -> list[Cell]:
 def attacked(folder: Path, effort: Effort) -> dict[str, Any]:
     """Return what attacks on a finished run find."""
     found = {name: figures for name, figures in audit(folder, effort=effort).items() if "closed" not in figures}
-    return {"audit": {**effort._asdict(), **{name: value for figures in found.values() for name, value in figures.items()}}}
+    return {
+        "audit": {
+            **effort._asdict(),
+            **{name: value for figures in found.values() for name, value in figures.items() if isinstance(value, float)},
+        }
+    }
 
 
 if __name__ == "__main__":

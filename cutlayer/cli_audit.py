@@ -40,6 +40,6 @@ def audit(
 
         found = attack(folder, only, Effort(samples, epochs, seed), data_dir, client, tick)
     show_audit(found)
-    written = {"figures": folder / "audit.json", "what was rebuilt": folder / "rebuilt.png"}
-    show_paths({what: path for what, path in written.items() if path.exists()})
+    rebuilt = found.get("inversion", {}).get("rebuilt")
+    show_paths({"figures": folder / "audit.json"} | ({"what was rebuilt": folder / rebuilt} if rebuilt else {}))
     return 0

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
+import cutlayer as cl
 from cutlayer.audits import AUDITS, Effort, audit, inversion, labels
 from cutlayer.audits.distance_correlation import distance_correlation
-from cutlayer.audits.seen import Closed, Half, Seen
+from cutlayer.audits.seen import Closed, Half, Seen, seen_of
 from cutlayer.cli import main
 from cutlayer.errors import BadInput
+from cutlayer.predict import Owner, load_into
 from cutlayer.recipes import load
 from cutlayer.run import data_of, parts_of, run_recipe
 from cutlayer.task import Task
@@ -125,11 +128,89 @@ def test_gradients_are_those_of_each_sample_alone():
     tail = nn.Linear(5, 2)
     owner = SimpleNamespace(**{**vars(OWNER), "modules": {"tail": tail}})
     features, y = torch.randn(6, 5), torch.tensor([0, 1, 0, 1, 1, 0])
-    found = labels.gradients(owner, Half(None, features, y, features))
+    found = labels.gradients(owner, Half(None, features, y, features), lambda role, g: g, 4)
     for i in range(6):
         one = features[i : i + 1].clone().requires_grad_()
         F.cross_entropy(tail(one), y[i : i + 1]).backward()
         torch.testing.assert_close(found[i], one.grad[0])
+
+
+def test_gradients_are_attacked_as_they_arrive(tmp_path):
+    finished(tmp_path, scheme="u_shaped", rounds=3, num_train=256, codec={"feature_grad": "gaussian_noise@10:1"})
+    found = audit(tmp_path, ["labels"])["labels"]
+    assert found["label_accuracy"] < 0.4
+
+
+def test_of_two_classes_norms_are_set_beside_norms_in_another_order():
+    y = (torch.arange(2000) % 10 == 0).long()
+    features = torch.cat(
+        [y[:, None] * 4.0 - 3 + torch.randn(2000, 1, generator=torch.Generator().manual_seed(0)) for _ in range(2)], 1
+    )
+    tail = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        tail.weight.copy_(torch.tensor([[-0.5, -0.5], [0.5, 0.5]]))
+    owner = SimpleNamespace(**{**vars(OWNER), "modules": {"tail": tail}})
+    half = Half(None, features, y, features)
+    found = labels.attack(owner, Seen(half, half), Effort(), print)
+    assert found["label_accuracy_without"] == pytest.approx(0.9)
+    assert found["norm_auc"] > 0.8 > 0.55 > found["norm_auc_without"]
+
+
+def test_what_is_seen_are_two_halves_through_the_trained_parts_and_the_codecs(tmp_path):
+    codec = {"smashed": "uniform4@nearest", "features": "uniform2@nearest"}
+    finished(tmp_path, scheme="u_shaped", rounds=2, codec=codec)
+    recipe = load(str(tmp_path / "recipe.toml"))
+    owner = Owner(recipe, tmp_path / "weights")
+    found = seen_of(owner, recipe, tmp_path / "weights" / "top.safetensors", Effort(samples=32))
+    test = owner.data.test
+    x = test.to_unit(test.batch(torch.arange(64), None).x)
+    which = [torch.cdist(half.x.flatten(1), x.flatten(1)).argmin(1).tolist() for half in (found.own, found.theirs)]
+    assert sorted(which[0] + which[1]) == list(range(64))
+    assert all(len(each.unique()) <= levels for half in found[:2] for each, levels in ((half.z, 16), (half.features, 4)))
+    top = load_into(parts_of(recipe, owner.data).top, tmp_path / "weights" / "top.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(found.coded("features", top(found.own.z)), found.own.features)
+    assert torch.equal(found.own.y, test.labels[which[0]])
+
+
+def test_inputs_of_a_data_set_of_ones_own_are_scaled_by_what_the_attacker_has(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    images = 7 + 3 * torch.rand(96, 4, 8, 8, generator=generator)
+    own = cl.data.from_datasets(
+        *(TensorDataset(part, torch.zeros(len(part), dtype=torch.long)) for part in images.split(64)), num_classes=2
+    )
+    parts = cl.cut(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(256, 2)), at="0")
+    recipe = load("demo", rounds=1)
+    owner = SimpleNamespace(
+        **{
+            **vars(OWNER),
+            "data": own,
+            "modules": {"bottom": parts.bottom},
+            "task": Task(cut_shape=(4, 8, 8), input_shape=(4, 8, 8)),
+        }
+    )
+    found = seen_of(owner, recipe, tmp_path, Effort())
+    assert (float(found.own.x.min()), float(found.own.x.max())) == (0, 1)
+    assert "pictures" not in inversion.attack(owner, found, Effort(epochs=1), print)  # four channels are no colours
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return {"main": parts.bottom(x), "skip": x}
+
+    class Diverged(nn.Module):
+        def forward(self, x):
+            return x * torch.nan
+
+    for bottom, why in ((Two(), "skip crosses too"), (Diverged(), "hold NaN")):
+        owner.modules["bottom"] = bottom
+        with pytest.raises(BadInput, match=why):
+            seen_of(owner, recipe, tmp_path, Effort())
+
+
+def test_a_last_batch_of_one_is_left_out_where_a_batch_norm_would_learn_from_it():
+    halves = (Half(torch.rand(65, 1, 2, 2), torch.rand(65, 4, 1, 1), torch.zeros(65, dtype=torch.long), None) for _ in range(2))
+    found = inversion.attack(OWNER, Seen(*halves), Effort(epochs=1), print)
+    assert 0 < found["psnr"] < 30
 
 
 def test_an_audit_is_a_table_a_file_and_pictures_and_the_same_the_second_time(tmp_path, capsys):
@@ -177,7 +258,7 @@ def test_what_cannot_be_audited_is_told_in_one_line(tmp_path, capsys, monkeypatc
     ):
         assert main(["audit", str(tmp_path / "run"), *words]) == 2
         assert why in capsys.readouterr().err
-    monkeypatch.setattr("cutlayer.audits.seen.MOST_BYTES", 8 * 16 * 8 * 8 * 30)
+    monkeypatch.setattr("cutlayer.audits.seen.MOST_BYTES", 8 * (16 * 8 * 8 + 8 * 8) * 30)
     assert main(["audit", str(tmp_path / "run")]) == 2
     assert "give at most 30" in capsys.readouterr().err
     finished(tmp_path / "uncut", scheme="fedavg", num_clients=2)

@@ -14,7 +14,7 @@ from .seen import Effort, Seen, Tick, seen_of
 
 __all__ = ["AUDITS", "Effort", "Seen", "audit"]
 
-FILE, EFFORT = "audit.json", Effort()
+FILE, PICTURES, EFFORT = "audit.json", "rebuilt.png", Effort()
 
 
 class Entry(NamedTuple):
@@ -66,6 +66,10 @@ def audit(
             found[name] = {"closed": str(error)}
     pictures = found.get("inversion", {}).pop("pictures", None)
     if pictures is not None:
-        inversion.draw(pictures, folder / "rebuilt.png")
-    write(folder / FILE, json.dumps({"effort": effort._asdict(), "found": found}, indent=2) + "\n")
+        inversion.draw(pictures, folder / PICTURES)
+        found["inversion"]["rebuilt"] = PICTURES
+    write(
+        folder / FILE,
+        json.dumps({"effort": {**effort._asdict(), "samples": len(seen.theirs.y)}, "found": found}, indent=2) + "\n",
+    )
     return found

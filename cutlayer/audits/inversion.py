@@ -35,11 +35,12 @@ def attack(owner: Owner, seen: Seen, effort: Effort, tick: Tick) -> dict[str, An
     decoder = _learned(owner, seen.own.z, seen.own.x, effort, tick)
     x, mean = seen.theirs.x, seen.own.x.mean(0)
     with torch.no_grad(), owner.autocast():
-        rebuilt = torch.cat([decoder(owner.place(part)).float() for part in seen.theirs.z.split(500)])
+        rebuilt = torch.cat([decoder(owner.place(part)).float() for part in seen.theirs.z.split(BATCH)])
     guesses = {"": rebuilt, "_without": mean.expand_as(x), "_of_another": rebuilt.roll(1, 0)}
     found: dict[str, Any] = {f"psnr{which}": psnr(guess, x) for which, guess in guesses.items()}
     if x.dim() == 4:
-        found["pictures"] = Pictures(x[:SHOWN].cpu(), rebuilt[:SHOWN].cpu())
+        if x.shape[1] in (1, 3):
+            found["pictures"] = Pictures(x[:SHOWN].cpu(), rebuilt[:SHOWN].cpu())
         if min(x.shape[2:]) >= WINDOW:
             found |= {f"ssim{which}": ssim(guess, x) for which, guess in guesses.items()}
     return found
@@ -51,6 +52,8 @@ def _learned(owner: Owner, z: Tensor, x: Tensor, effort: Effort, tick: Tick) -> 
     optimizer = torch.optim.Adam(decoder.parameters(), lr=LR)
     for epoch in range(effort.epochs):
         for index in torch.randperm(len(z), generator=stream(effort.seed, "audit batches", round=epoch)).split(BATCH):
+            if len(index) == 1 < len(z):  # a batch norm cannot learn from one
+                continue
             with torch.enable_grad(), owner.autocast():
                 loss = F.mse_loss(decoder(owner.place(z[index])).float(), owner.place(x[index]))
             optimizer.zero_grad()
@@ -82,7 +85,7 @@ def decoder_of(cut: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
 
 def psnr(guess: Tensor, x: Tensor) -> float:
     """Return 10 log10(1 / mean squared error), in dB, of values in [0, 1]; 100 where nothing differs."""
-    return -10 * math.log10(max(1e-10, float((guess - x).square().mean())))
+    return -10 * math.log10(max(float((guess - x).square().mean()), 1e-10))
 
 
 def ssim(guess: Tensor, x: Tensor) -> float:

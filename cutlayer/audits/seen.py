@@ -10,13 +10,14 @@ from torch import Tensor
 
 from .. import codecs
 from ..cut import Smashed
+from ..data.sources import MapStyle
 from ..errors import BadInput
 from ..predict import Owner, load_into
 from ..recipes.recipe import Recipe
 from ..run import parts_of
 from ..streams import stream
 
-MOST_BYTES = 1 << 32  # of all activations, which are kept
+MOST_BYTES = 1 << 32  # of all inputs and activations, which are kept
 
 
 class Closed(BadInput):
@@ -47,16 +48,22 @@ class Half(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The attacker's own samples, of the same kind, and those that it attacks; no sample is in both."""
+    """The attacker's own samples, of the same kind, and those that it attacks; no sample is in both.
+
+    `coded` is what becomes of a tensor of a role on its way, and `batch_size` how many samples cross together.
+    """
 
     own: Half
     theirs: Half
+    coded: Callable[[str, Tensor], Tensor] = lambda role, tensor: tensor
+    batch_size: int = 500
 
 
 def seen_of(owner: Owner, recipe: Recipe, top: Path, effort: Effort) -> Seen:
     """Return what the trained bottom sends of two halves of the test set, after the codec as it is in training; in eval mode.
 
-    Raises BadInput where rows are no samples (graphs, batch_merge), and for effort that is none.
+    Raises BadInput where rows are no samples (graphs, batch_merge), where more than one tensor of floats crosses, where activations are
+    not finite, and for effort that is none.
     """
     if owner.task.ragged or codecs.reducer(recipe.codec) is not None:
         raise BadInput(
@@ -68,12 +75,22 @@ def seen_of(owner: Owner, recipe: Recipe, top: Path, effort: Effort) -> Seen:
     n = min(effort.samples, len(owner.data.test) // 2)
     if not n:
         raise BadInput("a test set of one sample has no halves; raise num_test")
-    most = MOST_BYTES // (8 * math.prod(owner.task.cut_shape))
+    most = MOST_BYTES // (8 * (math.prod(owner.task.cut_shape) + math.prod(owner.task.input_shape)))
     if n > most:
-        raise BadInput(f"samples = {effort.samples}: activations of twice {n} are more than 4 GiB; give at most {most}")
+        raise BadInput(
+            f"samples = {effort.samples}: inputs and activations of twice {n} are more than 4 GiB; give at most {most}"
+        )
     chosen = torch.randperm(len(owner.data.test), generator=stream(effort.seed, "audit halves"))[: 2 * n]
     sees = _Reading(owner, recipe, top)
-    return Seen(*(sees.half(index) for index in chosen.split(n)))
+    own, theirs = (sees.half(index) for index in chosen.split(n))
+    if isinstance(owner.data.test, MapStyle) and own.x is not None:  # whose range nobody has told
+        low, high = own.x.min(), own.x.max()
+        own, theirs = (half._replace(x=_scaled(half.x, low, high)) for half in (own, theirs))
+    return Seen(own, theirs, sees.coded, recipe.batch_size)
+
+
+def _scaled(x: Tensor | None, low: Tensor, high: Tensor) -> Tensor | None:
+    return None if x is None else ((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
 
 
 class _Reading:
@@ -91,18 +108,24 @@ class _Reading:
         x, z, y, features = (None if column[0] is None else torch.cat(column) for column in zip(*batches, strict=True))
         assert z is not None
         assert y is not None
+        if not z.isfinite().all():
+            raise BadInput("activations hold NaN or infinity: this run diverged; audit another")
         return Half(x, z, y, features)
 
     @torch.no_grad()
     def _batch(self, index: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
         batch = self.source.batch(index, None)
-        x = self.source.to_unit(batch.x) if batch.x.is_floating_point() else None
+        unit = (lambda x: x) if isinstance(self.source, MapStyle) else self.source.to_unit
+        x = unit(batch.x) if batch.x.is_floating_point() else None
         with self.owner.autocast():
             sent = Smashed.through(self.owner.modules["bottom"], batch._replace(x=self.owner.place(batch.x)))
-            z = self._coded("smashed", sent.main)
-            features = None if self.top is None else self._coded("features", self.top(z, **sent.others)).float()
+            if floats := [name for name, other in sent.others.items() if other.is_floating_point()]:
+                raise BadInput(f"{', '.join(floats)} crosses too, and attacks are of one tensor; cut where one crosses")
+            z = self.coded("smashed", sent.main)
+            features = None if self.top is None else self.coded("features", self.top(z, **sent.others)).float()
         return x, z.float(), batch.y, features
 
-    def _coded(self, role: str, tensor: Tensor) -> Tensor:
+    def coded(self, role: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of a role as it arrives."""
         codec = self.codecs.get(role)
         return tensor if codec is None else codec.decode(codec.encode(tensor))
