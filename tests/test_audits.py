@@ -251,6 +251,8 @@ def test_what_cannot_be_audited_is_told_in_one_line(tmp_path, capsys, monkeypatc
     assert main(["audit", str(tmp_path)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
     finished(tmp_path / "run")
+    assert main(["audit", str(tmp_path)]) == 2
+    assert "holds several runs; name one of them: run" in capsys.readouterr().err
     for words, why in (
         (["--only", "inversions"], "'inversions'"),
         (["--samples", "0"], "samples = 0: at least 1"),

@@ -46,7 +46,10 @@ def audit(
     for name in (name for name in only if name not in AUDITS):
         raise unknown("audit", name, AUDITS)
     if not (folder / "summary.json").exists():
-        raise BadInput(f"{folder} holds no finished run; name the folder that cutlayer run wrote")
+        several = ", ".join(path.parent.name for path in sorted(folder.glob("*/summary.json")))
+        raise BadInput(
+            f"{folder} holds {'several runs; name one of them: ' + several if several else 'no finished run; name the folder of one'}"
+        )
     recipe = load(str(folder / "recipe.toml"), **({"data_dir": data_dir} if data_dir is not None else {}))
     if recipe.cut == "none":
         raise BadInput(
