@@ -51,13 +51,9 @@ def cells() -> list[Cell]:
 
 def attacked(folder: Path, effort: Effort) -> dict[str, Any]:
     """Return what attacks on a finished run find."""
-    found = {name: figures for name, figures in audit(folder, effort=effort).items() if "closed" not in figures}
-    return {
-        "audit": {
-            **effort._asdict(),
-            **{name: value for figures in found.values() for name, value in figures.items() if isinstance(value, float)},
-        }
-    }
+    every = audit(folder, effort=effort).values()
+    found = {name: value for figures in every for name, value in figures.items() if isinstance(value, float)}
+    return {"audit": {**effort._asdict(), **found}}
 
 
 if __name__ == "__main__":

@@ -118,13 +118,13 @@ class Remote:
 
 
 class Owner:
-    """A data owner's trained modules; the client's own where a folder holds those of several."""
+    """A data owner's trained modules, the client's own where a folder holds those of several; `parts` are as they were drawn."""
 
     def __init__(self, recipe: Recipe, weights: Path, client: int = 0) -> None:
         torch.set_num_threads(recipe.num_threads)
         self.data = data_of(recipe).to(recipe.device)
-        parts, source = parts_of(recipe, self.data), self.data.train
-        builder = Builder(recipe, parts, source, fitted(task_of(recipe), recipe, parts, source), Meter())
+        self.parts, source = parts_of(recipe, self.data), self.data.train
+        builder = Builder(recipe, self.parts, source, fitted(task_of(recipe), recipe, self.parts, source), Meter())
         made = builder.owner(client, torch.arange(1)).client
         self.task, self.autocast, self.place = made.task, builder.training.autocast, placement(recipe)
         names = [n for n in ("bottom", "tail", "auxiliary") if n in made.modules]

@@ -32,8 +32,9 @@ THRESHOLDS = {"threshold 0.05": "o", "threshold 0.1": "s", "threshold 0.2": "^"}
 def target(figure: Figure) -> bool:
     """By how many points decoupled training differs from conventional, a line for each length, cut and head; longest first."""
     ax = figure.subplots()
-    there = [(cell.labels, paired(cell, found)) for found in [read("parity")] for cell in of("parity")["small"]]
-    lines = sorted((one for one in there if one[1]), key=lambda one: (-one[0]["rounds"], list(COLOURS).index(one[0]["cut"])))
+    found = read("parity")
+    lines = [(cell.labels, pairs) for cell in of("parity")["small"] if (pairs := paired(cell, found))]
+    lines.sort(key=lambda line: (-line[0]["rounds"], list(COLOURS).index(line[0]["cut"])))
     for y, (labels, pairs) in enumerate(lines):
         colour = COLOURS[labels["cut"]]
         for row, base in pairs:
@@ -45,12 +46,11 @@ def target(figure: Figure) -> bool:
             middle, half = interval(seeds)
             ax.errorbar(middle, y, xerr=half, fmt="|", ms=12, capsize=4, color=colour)
     ax.axvline(0, color="grey", lw=0.8)
-    names = [f"{own['rounds']} rounds, {own['cut']}, {own['what'].replace(REBUILT, '')}" for own, _ in lines]
-    ax.set_yticks(
-        range(len(lines)),
-        [f"{name} ({client_share(pairs[0][0]):.2f})" for name, (_, pairs) in zip(names, lines, strict=True)],
-        fontsize=8,
-    )
+    names = [
+        f"{own['rounds']} rounds, {own['cut']}, {own['what'].replace(REBUILT, '')} ({client_share(pairs[0][0]):.2f})"
+        for own, pairs in lines
+    ]
+    ax.set_yticks(range(len(lines)), names, fontsize=8)
     ax.invert_yaxis()
     ax.set(xlabel="points from conventional training, last round")
     figure.suptitle(

@@ -10,7 +10,7 @@ from ..outputs import write
 from ..predict import Owner, weights_of
 from ..recipes import load
 from . import distance_correlation, inversion, labels
-from .seen import Effort, Seen, Tick, seen_of
+from .seen import Closed, Effort, Seen, Tick, seen_of
 
 __all__ = ["AUDITS", "Effort", "Seen", "audit"]
 
@@ -63,7 +63,7 @@ def audit(
     for name in only or AUDITS:
         try:
             found[name] = AUDITS[name].attack(owner, seen, effort, tick)
-        except BadInput as error:
+        except Closed as error:
             if only:
                 raise
             found[name] = {"closed": str(error)}

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from .. import codecs
 from ..cut import Smashed
-from ..data.sources import MapStyle
+from ..data.sources import MapStyle, Source
 from ..errors import BadInput
 from ..predict import Owner, load_into
 from ..recipes.recipe import Recipe
-from ..run import parts_of
 from ..streams import stream
 
 MOST_BYTES = 1 << 32  # of all inputs and activations, which are kept
@@ -83,14 +82,18 @@ def seen_of(owner: Owner, recipe: Recipe, top: Path, effort: Effort) -> Seen:
     chosen = torch.randperm(len(owner.data.test), generator=stream(effort.seed, "audit halves"))[: 2 * n]
     sees = _Reading(owner, recipe, top)
     own, theirs = (sees.half(index) for index in chosen.split(n))
-    if isinstance(owner.data.test, MapStyle) and own.x is not None:  # whose range nobody has told
-        low, high = own.x.min(), own.x.max()
-        own, theirs = (half._replace(x=_scaled(half.x, low, high)) for half in (own, theirs))
+    if own.x is not None and theirs.x is not None:
+        to_unit = _to_unit(owner.data.test, own.x)
+        own, theirs = own._replace(x=to_unit(own.x)), theirs._replace(x=to_unit(theirs.x))
     return Seen(own, theirs, sees.coded, recipe.batch_size)
 
 
-def _scaled(x: Tensor | None, low: Tensor, high: Tensor) -> Tensor | None:
-    return None if x is None else ((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+def _to_unit(source: Source, own: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what maps inputs to [0, 1]; of a data set whose range nobody has told it is that of the attacker's own."""
+    if not isinstance(source, MapStyle):
+        return source.to_unit
+    low, high = own.min(), own.max()
+    return lambda x: ((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
 
 
 class _Reading:
@@ -101,7 +104,7 @@ class _Reading:
         self.codecs = codecs.build(recipe.codec, recipe.seed, end="audit")
         self.top = None
         if "tail" in owner.modules:
-            self.top = load_into(parts_of(recipe, owner.data).top, top).to(recipe.device)
+            self.top = load_into(owner.parts.top, top).to(recipe.device)
 
     def half(self, index: Tensor) -> Half:
         batches = [self._batch(each) for each in index.split(self.batch_size)]
@@ -115,8 +118,7 @@ class _Reading:
     @torch.no_grad()
     def _batch(self, index: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
         batch = self.source.batch(index, None)
-        unit = (lambda x: x) if isinstance(self.source, MapStyle) else self.source.to_unit
-        x = unit(batch.x) if batch.x.is_floating_point() else None
+        x = batch.x if batch.x.is_floating_point() else None
         with self.owner.autocast():
             sent = Smashed.through(self.owner.modules["bottom"], batch._replace(x=self.owner.place(batch.x)))
             if floats := [name for name, other in sent.others.items() if other.is_floating_point()]:
