@@ -2,6 +2,7 @@
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from result_rows import Row, finished
 
 HOLDS = (
@@ -14,6 +15,7 @@ HOLDS = (
     "splitfed_v1, 1 batch, equal shares, group norm",
     "splitfed_v1, 1 batch, equal shares, group norm, 36 rounds",
 )
+LOGGED = (82.99, 82.79)  # the authors' logs, conventional and decoupled: mean of the last five epochs, one client, deep cut
 WHATS = ("conventional", "decoupled, shallow", "decoupled, middle", "decoupled, deep")
 
 
@@ -54,20 +56,30 @@ def curves(figure: Figure, recipe: str, profile: str = "small") -> bool:
     return True
 
 
-def _curve(ax: Axes, row: Row) -> None:
-    """Draw the accuracies of a run over whole rounds, dashed where it is the conventional one."""
+def _curve(ax: Axes, row: Row, color: str | None = None) -> None:
+    """Draw the accuracies of a run over whole rounds, the conventional one dashed and black."""
     seen = [(r, 100 * a) for r, a in enumerate(row["curve"], 1) if a is not None]
-    ax.plot(*zip(*seen, strict=True), "k--" if row["what"] == "conventional" else "-", label=row["what"])
+    style = {"ls": "--", "color": "black"} if row["what"] == "conventional" else {"color": color}
+    ax.plot(*zip(*seen, strict=True), label=row["what"], **style)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def authors(figure: Figure) -> bool:
-    """Accuracy of the small profile after every round, a line for each thing that the authors' code does beyond its text."""
-    ax = figure.subplots()
-    found = {row["what"]: row for row in finished("authors") if row["profile"] == "small"}
-    for row in found.values():
-        _curve(ax, row)
-    ax.set(xlabel="round", ylabel="accuracy, %")
-    ax.set_title("What the authors' code does beyond its text (ResNet-110, 10,000 images)", fontsize=10)
-    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
-    return bool(found)
+    """Accuracy after every round, a line for each thing that the authors' code does beyond its text, and what their own logs end at."""
+    found = {name: [row for row in finished("authors") if row["profile"] == name] for name in ("small", "full")}
+    lengths = {"small": "10,000 images, 6 rounds", "full": "50,000 images, 50 rounds"}
+    profiles = [name for name, rows in found.items() if rows]
+    panels = figure.subplots(1, max(len(profiles), 1), squeeze=False).flat
+    lines: dict[str, Line2D] = {}
+    for ax, name in zip(panels, profiles, strict=False):
+        for row in found[name]:
+            known = lines.get(row["what"])
+            _curve(ax, row, known and known.get_color())
+            lines[row["what"]] = ax.lines[-1]
+        ax.set(xlabel="round", ylabel="accuracy, %" if name == profiles[0] else "")
+        ax.set_title(f"ResNet-110, {lengths[name]}", fontsize=9)
+        if name == "full":
+            for logged in LOGGED:
+                lines["the authors' logs, last five"] = ax.axhline(logged, color="grey", lw=0.8, ls=":")
+    figure.legend(lines.values(), lines.keys(), fontsize=7, loc="outside lower center", ncols=3)
+    return bool(profiles)
