@@ -5,7 +5,7 @@ recipe and head with one step a batch, as the text has it, with every step taken
 published logs were made; at the shallow and the middle cut the server in 3 and 2 pieces with heads of their own. Conventional beside them,
 also with twice the lr at the client, and the server alone on a bottom as it was drawn: results/authors.jsonl. With `--out runs/decoupled`
 the three runs that are also cells of decoupled.py (the authors' code, one client) are not run twice. `--profile full`: all images and 50
-rounds.
+rounds, as the authors' logs; `full-cifar10-5`, `full-cifar100-1` and so on are the logged pairs with more clients and on CIFAR-100.
 """
 
 from typing import Any
@@ -28,19 +28,28 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         for cut, pieces in PIECES.items()
     },
 }
+FULL: dict[str, Any] = {"rounds": 50, "precision": "bfloat16"}
+LOGGED = {
+    f"full-{data}-{n}": FULL | {"data": data, "num_clients": n}
+    for data in ("cifar10", "cifar100")
+    for n in (1, 5, 10)
+    if (data, n) != ("cifar10", 1)  # of `full`
+}
 PROFILES: dict[str, dict[str, Any]] = {
     "small": {"num_train": 10_000, "rounds": 6, "evaluate_every": 3, "precision": "bfloat16"},
-    "full": {"rounds": 50, "precision": "bfloat16"},
+    "full": FULL,
+    **LOGGED,
 }
 FEW = ("conventional", "decoupled, deep, both: as logged")
 TINY = {"model": "resnet20"}
 
 
 def cells(profile: str = "small") -> list[Cell]:
-    """Return all cells."""
+    """Return all cells of a profile: of the logged ones the pair alone."""
     return [
         Cell({"profile": profile, "what": what}, "dsl-code-cifar10", {**PROFILES[profile], **own}, what in FEW)
         for what, own in CONFIGURATIONS.items()
+        if profile not in LOGGED or what in FEW
     ]
 
 

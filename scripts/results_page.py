@@ -74,8 +74,10 @@ FORMS: dict[str, Callable[[Sequence[Row]], str]] = {
 
 def table(name: str) -> str:
     """Return the table of a file of rows and where they are from."""
-    found = read(name)
-    return f"{FORMS[name](found)}\n\n{provenance(name, found)}" if found else f"Not run: `python benchmarks/{name}.py`."
+    if not (found := read(name)):
+        return f"Not run: `python benchmarks/{name}.py`."
+    rows = f"../benchmarks/results/{name}.jsonl"
+    return re.sub(r"\bL(\d+)\b", rf"[L\1]({rows}#L\1)", FORMS[name](found)) + f"\n\n{provenance(name, found)}"
 
 
 def page() -> str:
