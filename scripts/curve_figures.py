@@ -2,7 +2,6 @@
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from result_rows import Row, finished
 
 HOLDS = (
@@ -51,9 +50,14 @@ def curves(figure: Figure, recipe: str, profile: str = "small") -> bool:
             ax.set_title(f"{data}, {n} client{'s' if n > 1 else ''}", fontsize=9)
             ax.tick_params(labelbottom=data == lowest[n])
             ax.set(xlabel="round" if data == lowest[n] else "", ylabel="accuracy, %" if n == numbers[0] else "")
-    handles = {name: line for ax in panels.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), fontsize=7, loc="outside lower center", ncols=4)
+    _legend(figure, ncols=4)
     return True
+
+
+def _legend(figure: Figure, ncols: int) -> None:
+    """Put one line of each name in any panel below all panels."""
+    handles = {name: line for ax in figure.axes for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), fontsize=7, loc="outside lower center", ncols=ncols)
 
 
 def _curve(ax: Axes, row: Row, color: str | None = None) -> None:
@@ -69,17 +73,16 @@ def authors(figure: Figure) -> bool:
     found = {name: [row for row in finished("authors") if row["profile"] == name] for name in ("small", "full")}
     lengths = {"small": "10,000 images, 6 rounds", "full": "50,000 images, 50 rounds"}
     profiles = [name for name, rows in found.items() if rows]
+    whats = dict.fromkeys(row["what"] for rows in found.values() for row in rows if row["what"] != "conventional")
+    colors = {what: f"C{i}" for i, what in enumerate(whats)}
     panels = figure.subplots(1, max(len(profiles), 1), squeeze=False).flat
-    lines: dict[str, Line2D] = {}
     for ax, name in zip(panels, profiles, strict=False):
         for row in found[name]:
-            known = lines.get(row["what"])
-            _curve(ax, row, known and known.get_color())
-            lines[row["what"]] = ax.lines[-1]
+            _curve(ax, row, colors.get(row["what"]))
         ax.set(xlabel="round", ylabel="accuracy, %" if name == profiles[0] else "")
         ax.set_title(f"ResNet-110, {lengths[name]}", fontsize=9)
         if name == "full":
             for logged in LOGGED:
-                lines["the authors' logs, last five"] = ax.axhline(logged, color="grey", lw=0.8, ls=":")
-    figure.legend(lines.values(), lines.keys(), fontsize=7, loc="outside lower center", ncols=3)
+                ax.axhline(logged, color="grey", lw=0.8, ls=":", label="the authors' logs, last five")
+    _legend(figure, ncols=3)
     return bool(profiles)
