@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cutlayer.errors import BadInput
-from cutlayer.outputs import provenance
+from cutlayer.provenance import provenance
+from cutlayer.recipes import recorded
 from cutlayer.runs import line_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,8 +42,8 @@ def labelled(row: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
 
 def same(row: Mapping[str, Any], recipe: Mapping[str, Any], but: Set[str] = MACHINE) -> bool:
     """Return whether the fields of a row's recipe, which may be of an earlier version, are those of a recipe."""
-    now = json.loads(json.dumps(recipe))
-    return all(row[key] == now[key] for key in row.keys() & now.keys() - but)
+    then, now = recorded(row), json.loads(json.dumps(recipe))
+    return all(then[key] == now[key] for key in then.keys() & now.keys() - but)
 
 
 def write(name: str, row: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from cells import Cell, parser, run
 from heads import RECONSTRUCTED
 
+from cutlayer.data.partition import PARTITION_VERSION
 from cutlayer.recipes.recipe import options_for, with_scheme
 from cutlayer.recipes.schemes import SCHEMES
 
@@ -25,20 +26,24 @@ OWN: dict[str, dict[str, Any]] = {
 TINY = {"num_train": 320, "rounds": 2}
 
 
-def cell(partition: str, name: str, more: str = "", **changed: Any) -> Cell:
-    """Return the cell of a scheme on a partition, or with fields changed and more said of it."""
+def cell(partition: str, name: str, more: str = "", version: int = 1, **changed: Any) -> Cell:
+    """Return the cell of a scheme on a partition, or with fields changed and more said of it.
+
+    A Dirichlet cell of partition version 1 repeats a published row.
+    """
     fields: dict[str, Any] = {"num_clients": 5, "partition": partition, "alpha": 0.5, **SCHEMES[name].fields, "scheme": name}
+    fields |= {"partition_version": version} if partition == "dirichlet" else {}
     own = options_for(with_scheme(fields))
     fields |= {k: v for k, v in HEAD.items() if k in own} | OWN.get(name, {}) | CLOCK
-    return Cell(
-        {"scheme": name + more, "partition": partition}, "small-cifar10", fields | changed, (name + more, partition) in FEW
-    )
+    label = partition + (f", version {version}" if version > 1 else "")
+    return Cell({"scheme": name + more, "partition": label}, "small-cifar10", fields | changed, (name + more, label) in FEW)
 
 
 def cells() -> list[Cell]:
     """Return all cells."""
     found = [cell(partition, name) for partition in ("iid", "dirichlet") for name in SCHEMES]
-    return [*found, cell("iid", "dni", ", told every gradient", true_every=1)]
+    again = [cell("dirichlet", name, version=PARTITION_VERSION) for name in SCHEMES]
+    return [*found, cell("iid", "dni", ", told every gradient", true_every=1), *again]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 from cells import Cell, parser, run
 
+from cutlayer.data.partition import PARTITION_VERSION
 from cutlayer.recipes.schemes import SCHEMES
 
 TABLE = ("centralised", "fedavg", "vanilla", "u_shaped", "splitfed_v1", "splitfed_v2", "splitfed_v3")
@@ -65,7 +66,8 @@ def row(task: str, partition: str, what: str, base: str, fields: dict[str, Any])
         ("cifar10", "classes", "splitfed_v2, 1 batch, concatenated"),
         ("cifar10", "classes", "vanilla"),
     }
-    return Cell({"task": task, "partition": partition, "what": what}, base, {"partition": partition, **fields}, few)
+    version = {"partition_version": 1} if partition == "dirichlet" else {}  # rows from before version 2 can be repeated
+    return Cell({"task": task, "partition": partition, "what": what}, base, {"partition": partition, **version, **fields}, few)
 
 
 def schemes(partition: str) -> tuple[str, ...]:
@@ -103,7 +105,10 @@ def images() -> list[Cell]:
     often = [row("cifar10", "classes", what, "small-cifar10", {**base, "batch_size": 32, **own}) for what, own in OFTEN.items()]
     found = sorted([*plain, *often], key=lambda cell: cell.labels["partition"] != "classes")
     ordered = {"scheme": "splitfed_v2", "server_order": "batch_major"}  # dsl_fed's order, with gradients
-    found.append(row("cifar10", "dirichlet", "splitfed_v2, batch-major", "small-cifar10", {**base, **ordered}))
+    for version in (1, PARTITION_VERSION):
+        what = "splitfed_v2, batch-major" + (f", partition version {version}" if version > 1 else "")
+        fields = {**base, **ordered, "partition_version": version}
+        found.append(row("cifar10", "dirichlet", what, "small-cifar10", fields))
     for partition, norm, periods, own in SWEEPS:
         for period in periods:
             fields = {**base, **own, "scheme": "splitfed_v1", "sync_every": period, "rounds": 10}

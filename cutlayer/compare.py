@@ -49,7 +49,7 @@ def cells(
 
 
 OF_A_CUT = ("scheme", "method", "schedule", "cut", "tail", "codec", "compress_eval", "overlap", "diagnose_every", "tap")
-OF_CLIENTS = ("num_clients", "partition", "alpha", "classes_per_client")
+OF_CLIENTS = ("num_clients", "partition", "alpha", "partition_version", "classes_per_client")
 OF_THE_CLOCK = ("uplink", "downlink", "latency", "speeds", "server_speed")
 
 

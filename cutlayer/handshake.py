@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from .outputs import processor
+from .provenance import processor
 from .recipes.recipe import Recipe
 
 # what is a party's own affair, or follows from data that nobody else sees
 OWN = {
     "scheme", "name", "data", "data_dir", "num_train", "num_test", "num_held_out", "partition", "alpha",
-    "classes_per_client", "device", "transport", "tap",
+    "partition_version", "classes_per_client", "device", "transport", "tap",
 }  # fmt: skip
 
 

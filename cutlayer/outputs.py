@@ -2,14 +2,11 @@
 
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +24,13 @@ from .data.partition import Partition, save as save_partition
 from .errors import BadInput, Busy
 from .meter import PHASES, Direction, Meter
 from .parties import Parties
+from .provenance import provenance
 from .recipes.recipe import Recipe, make
+from .recipes.recorded import recorded
 from .recipes.toml import read, to_toml
 from .runs import json_table
 from .transports.link import Tap
 from .wire import Packed, dumps
-
-CODE = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)docs")  # what a row's commit speaks of
 
 
 @dataclass
@@ -70,7 +67,7 @@ class Outputs:
         self.provenance = provenance()  # now, because files may change while a long run goes on
         if out is not None:
             check_folder(recipe, out)
-            check_data(release, out)
+            check_data(clients, release, out)
             out.mkdir(parents=True, exist_ok=True)
             write(out / "recipe.toml", to_toml(recipe.flat()))
             save_partition(clients, out / "partition.json", release)
@@ -252,46 +249,22 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
             raise BadInput(f"{folder} holds a comparison's page, which this run's would replace; choose another --out")
         return
     try:
-        other = make(read(written)).digest()
+        other = make(recorded(read(written)))
     except BadInput as error:
         raise BadInput(f"{folder} holds a recipe of another version ({error}); choose another --out, or delete it") from error
-    if other != recipe.digest():
-        raise BadInput(f"{folder} holds another recipe; choose another --out, or delete it")
+    if other.digest() != recipe.digest():
+        version = other.partition_version
+        of_version = f", with partition_version = {version}" if version != recipe.partition_version else ""
+        raise BadInput(f"{folder} holds another recipe{of_version}; choose another --out, or delete it")
 
 
-def check_data(release: str, folder: Path) -> None:
-    """Raise BadInput if a folder holds a run on other data."""
+def check_data(clients: Partition, release: str, folder: Path) -> None:
+    """Raise BadInput if a folder holds a run on other data, or on other shares of them."""
     files = (folder / name for name in ("partition.json", "summary.json"))
-    written = (json_table(path) for path in files if path.exists())
+    written = [json_table(path) for path in files if path.exists()]
     other = next((found["release"] for found in written if "release" in found), release)
     if other != release:
         raise BadInput(f"{folder} holds a run on other data ({other}) than these ({release}); choose another --out")
-
-
-def provenance() -> dict[str, Any]:
-    """Return commit, versions and machine, as every row of results carries them."""
-    root = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = git("rev-parse", "--short=12", "HEAD") if (root.parent / ".git").exists() else ""
-    dirty = "+" if commit and git("status", "--porcelain", "--untracked-files=no", "--", *CODE) else ""
-    return {
-        "commit": (commit + dirty) or f"cutlayer {version('cutlayer')}",
-        "versions": {"cutlayer": version("cutlayer"), "torch": torch.__version__, "python": platform.python_version()},
-        "machine": {
-            "processor": processor(), "threads": torch.get_num_threads(), "system": platform.system(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-    }  # fmt: skip
-
-
-def processor() -> str:
-    """Return the name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    shares = next((found["shares"] for found in written if "shares" in found), None)
+    if shares not in (None, [share.tolist() for share in clients.shares]):
+        raise BadInput(f"{folder} holds a run whose clients have other shares of the data; choose another --out, or delete it")

@@ -8,6 +8,7 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from .errors import BadInput
+from .recipes.recorded import recorded
 
 APART = ("name", "seed", "data_dir", "options")  # fields that say nothing about the configuration
 
@@ -27,7 +28,7 @@ class Run(NamedTuple):
     @property
     def recipe(self) -> dict[str, Any]:
         """The flat fields of the recipe."""
-        return self.summary.get("recipe") or {}
+        return recorded(self.summary.get("recipe") or {})
 
     @property
     def metric(self) -> str:

@@ -9,6 +9,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # t
 
 from rows import read
 
+from cutlayer.recipes import recorded
+
 Row = dict[str, Any]
 
 
@@ -64,6 +66,24 @@ def provenance(name: str, found: Sequence[Row]) -> str:
         f"`python benchmarks/{name}.py`, `benchmarks/results/{name}.jsonl`; commit {commits}; "
         f"{f'seed {seeds}; ' if seeds else ''}{where}; {versions}."
     )
+
+
+def partition_versions(found: Sequence[Row]) -> str:
+    """Return the sentence that names the partition version of every Dirichlet row by its line; empty without such rows."""
+    lines: dict[int, list[int]] = {}
+    for number, row in enumerate(found, 1):
+        recipe = recorded(row.get("recipe", {}))
+        if recipe.get("partition") == "dirichlet":
+            lines.setdefault(recipe["partition_version"], []).append(number)
+    each = "; ".join(f"{version} in {_ranges(lines[version])}" for version in sorted(lines))
+    return f"Partition version of the Dirichlet rows: {each}." if lines else ""
+
+
+def _ranges(lines: Sequence[int]) -> str:
+    """Return sorted line numbers as ranges: L1 to L3, L7."""
+    first = [i for i in lines if i - 1 not in lines]
+    last = [i for i in lines if i + 1 not in lines]
+    return ", ".join(f"L{a}" if a == b else f"L{a} to L{b}" for a, b in zip(first, last, strict=True))
 
 
 def _machine(row: Row) -> str:

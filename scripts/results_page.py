@@ -39,7 +39,7 @@ from columns import (
     Column,
     until,
 )  # fmt: skip
-from result_rows import Row, finished, provenance
+from result_rows import Row, finished, partition_versions, provenance
 from rows import read
 
 from cutlayer.errors import BadInput
@@ -77,7 +77,8 @@ def table(name: str) -> str:
     if not (found := read(name)):
         return f"Not run: `python benchmarks/{name}.py`."
     rows = f"../benchmarks/results/{name}.jsonl"
-    return re.sub(r"\bL(\d+)\b", rf"[L\1]({rows}#L\1)", FORMS[name](found)) + f"\n\n{provenance(name, found)}"
+    text = "\n\n".join(filter(None, (FORMS[name](found), partition_versions(found))))
+    return re.sub(r"\bL(\d+)\b", rf"[L\1]({rows}#L\1)", text) + f"\n\n{provenance(name, found)}"
 
 
 def page() -> str:

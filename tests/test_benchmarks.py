@@ -248,3 +248,22 @@ def test_a_figure_leaves_out_what_has_no_place_and_one_that_is_not_drawn_is_remo
     (tmp_path / "results" / "choices.jsonl").unlink()
     figures.main()
     assert not (tmp_path / "choices.svg").exists()
+
+
+def test_an_old_dirichlet_row_is_no_row_of_the_newer_partition_version(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    same = importlib.import_module("rows").same
+    old = {"partition": "dirichlet", "alpha": 0.5}
+    assert same(old, {**old, "partition_version": 1})
+    assert not same(old, {**old, "partition_version": 2})
+    assert same({"partition": "iid"}, {"partition": "iid", "partition_version": 2})
+
+
+def test_results_name_the_partition_version_of_their_dirichlet_rows(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    said = importlib.import_module("result_rows").partition_versions
+    old, new = {"recipe": {"partition": "dirichlet"}}, {"recipe": {"partition": "dirichlet", "partition_version": 2}}
+    iid = {"recipe": {"partition": "iid"}}
+    assert said([old, old, iid, old, new]) == "Partition version of the Dirichlet rows: 1 in L1 to L2, L4; 2 in L5."
+    assert said([iid, {}]) == ""

@@ -17,7 +17,7 @@ LEVELS = (
      "greedy", "probes", "shifts", "expected", "data", "data.sources", "data.images", "data.folder", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
     {"recipes", "costs", "fit", "building", "parties", "diagnose", "findings", "figures", "runs",
-     "report", "outputs", "rounds", "run", "compare", "estimate", "sides", "handshake", "certs", "cluster", "serve", "join",
+     "report", "outputs", "provenance", "rounds", "run", "compare", "estimate", "sides", "handshake", "certs", "cluster", "serve", "join",
      "predict", "live", "audits"},
     {"cli", "cli_audit", "cli_network", "flags", "console"},
 )  # fmt: skip

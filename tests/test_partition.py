@@ -4,10 +4,17 @@ import json
 
 import pytest
 import torch
+from conftest import small_data, small_model
 from hypothesis import given, settings, strategies as st
 
+import cutlayer as cl
 from cutlayer.data import Tensors, partition as p
 from cutlayer.errors import BadInput
+from cutlayer.outputs import check_folder
+from cutlayer.recipes import load
+from cutlayer.recipes.recipe import make
+from cutlayer.recipes.toml import to_toml
+from cutlayer.report import Run, labels as labels_of
 
 LABELS = torch.arange(4000) % 10
 MAKE = {
@@ -182,3 +189,80 @@ def test_groups_and_columns_that_do_not_fit_are_refused():
         p.classes(LABELS, 5, groups=((0, 1, 2, 3), (4, 5, 6), (7, 8, 9)))
     with pytest.raises(BadInput, match="one value per sample"):
         p.by_column(LABELS, torch.zeros(4000, 2))
+
+
+def classes_lacked(version):
+    """Return the mean share of the ten classes that each of five clients lacks, over many seeds."""
+    counts = [p.dirichlet(LABELS, 5, 0.1, seed, min_size=1, version=version).counts for seed in range(60)]
+    return (torch.stack(counts) == 0).double().mean((0, 2))
+
+
+def test_no_client_of_a_dirichlet_split_has_a_place_with_more_classes_than_the_others():
+    lacked = classes_lacked(2)
+    assert float(lacked.max() - lacked.min()) < 0.12, lacked
+    assert float(classes_lacked(1)[-1]) < 0.05  # the fault that version 1 has, which this tolerance finds
+
+
+def test_version_1_of_a_dirichlet_split_is_still_what_it_was():
+    labels = torch.arange(100) % 4
+    old = p.dirichlet(labels, 3, alpha=0.5, seed=0, version=1)
+    counts = [[0, 0, 2, 10], [17, 22, 3, 0], [8, 3, 20, 15]]
+    assert old.counts.tolist() == counts
+    assert old[2].tolist()[:6] == [48, 76, 24, 92, 40, 68]
+    assert p.dirichlet(labels, 3, alpha=0.5, seed=0).counts.tolist() != counts
+    with pytest.raises(BadInput, match="version = 3: no such version"):
+        p.dirichlet(labels, 3, version=3)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_partition_json_and_the_recipe_of_a_python_run_name_the_version_of_the_partition(tmp_path, version):
+    data, parts = small_data(n=80), cl.cut(small_model(), "stem")
+    dealt = cl.partition.dirichlet(data.train, num_clients=2, alpha=0.3, version=version)
+    summary = cl.run(parts, dealt, out=tmp_path, rounds=1, num_threads=1).summary
+    assert json.loads((tmp_path / "partition.json").read_text())["version"] == version
+    assert (summary["recipe"]["partition"], summary["recipe"]["partition_version"]) == ("dirichlet", version)
+
+
+def recorded_before_versions(folder, recipe):
+    """Leave in a folder what a run of a recipe left there before partitions had versions."""
+    folder.mkdir()
+    text = to_toml(recipe.flat())
+    (folder / "recipe.toml").write_text("".join(line for line in text.splitlines(True) if "partition_version" not in line))
+    (folder / "partition.json").write_text(json.dumps({"name": recipe.partition, "release": ""}))
+
+
+def test_a_dirichlet_run_recorded_without_a_version_goes_on_with_version_1_alone(tmp_path):
+    fields = {"data": "digits", "num_clients": 5, "partition": "dirichlet", "alpha": 0.1}
+    old, new = make({**fields, "partition_version": 1}), make(fields)
+    recorded_before_versions(tmp_path / "old", new)
+    check_folder(old, tmp_path / "old")
+    with pytest.raises(BadInput, match="holds another recipe, with partition_version = 1; choose another --out"):
+        check_folder(new, tmp_path / "old")
+    assert load(str(tmp_path / "old" / "recipe.toml")).partition_version == 1
+    (tmp_path / "own.toml").write_text('partition = "dirichlet"\nnum_clients = 5\n')
+    assert load(str(tmp_path / "own.toml")).partition_version == 2
+    other = make({**fields, "partition": "iid"})
+    recorded_before_versions(tmp_path / "iid", other)
+    check_folder(other, tmp_path / "iid")
+
+
+def test_old_and_new_dirichlet_runs_are_two_configurations_of_a_report():
+    fields = {"partition": "dirichlet", "num_clients": 5}
+    assert labels_of([Run({"recipe": fields}, []), Run({"recipe": {**fields, "partition_version": 2}}, [])]) == [
+        "partition_version=1",
+        "partition_version=2",
+    ]
+
+
+def test_a_run_does_not_go_on_with_other_shares_than_it_began_with(tmp_path):
+    data, parts = small_data(n=40), cl.cut(small_model(), "stem")
+
+    def run():
+        return cl.run(parts, cl.partition.iid(data.train, num_clients=2), out=tmp_path, rounds=1, num_threads=1)
+
+    run()
+    path = tmp_path / "partition.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, "shares": saved["shares"][::-1]}))
+    with pytest.raises(BadInput, match="clients have other shares of the data"):
+        run()

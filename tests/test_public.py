@@ -13,7 +13,8 @@ PUBLIC = {
 }  # fmt: skip
 RECIPE_FIELDS = {
     "scheme", "name", "data", "data_dir", "num_train", "num_test", "num_held_out", "augment", "model", "cut", "tail", "task", "method",
-    "schedule", "num_clients", "partition", "alpha", "classes_per_client", "rounds", "local_epochs", "batch_size", "drop_last",
+    "schedule", "num_clients", "partition", "alpha", "partition_version", "classes_per_client", "rounds", "local_epochs",
+    "batch_size", "drop_last",
     "optimizer", "lr", "client_lr", "momentum", "nesterov", "weight_decay", "lr_schedule", "warmup_rounds", "clip", "fedprox",
     "codec", "precision", "memory_format", "num_threads", "device", "seed", "transport", "uplink", "downlink", "latency",
     "speeds", "server_speed", "evaluate_every", "compress_eval", "overlap", "diagnose_every", "checkpoint_every", "tap",

@@ -16,6 +16,9 @@ from ..streams import stream
 from .sources import Source
 
 MAX_TRIES = 1000
+PARTITION_VERSION = (
+    2  # version 1 rounds every client of a Dirichlet partition down and gives the last one the rest of each class
+)
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,17 @@ def contiguous(source: Source | Tensor, num_clients: int, seed: int = 0) -> Part
     return _make(source, torch.arange(len(_labels(source))).tensor_split(num_clients), "contiguous")
 
 
-def dirichlet(source: Source | Tensor, num_clients: int, alpha: float = 0.5, seed: int = 0, min_size: int = 10) -> Partition:
+def dirichlet(
+    source: Source | Tensor, num_clients: int, alpha: float = 0.5, seed: int = 0, min_size: int = 10,
+    version: int = PARTITION_VERSION,
+) -> Partition:  # fmt: skip
     """Split each class by proportions drawn from Dir(alpha); redrawn from scratch until every client has `min_size` samples.
 
-    Raises BadInput after 1000 tries, and at once if there are too few samples for any draw.
+    Version 2 rounds the cumulative proportions, so all clients have the same distribution. Version 1 repeats earlier results.
+    Raises BadInput after 1000 tries, at once if there are too few samples for any draw, and for an unknown version.
     """
+    if version not in (1, PARTITION_VERSION):
+        raise BadInput(f"version = {version!r}: no such version of the partitions; give 1 or {PARTITION_VERSION}")
     labels = _class_labels(source, "dirichlet")
     _enough(labels, num_clients)
     _positive(alpha)
@@ -104,12 +113,13 @@ def dirichlet(source: Source | Tensor, num_clients: int, alpha: float = 0.5, see
             of_class = (labels == c).nonzero().flatten()
             of_class = of_class[torch.randperm(len(of_class), generator=generator)]
             proportions = _dirichlet(alpha, num_clients, generator)
-            ends = (proportions.cumsum(0)[:-1] * len(of_class)).floor().long()
+            ends = proportions.cumsum(0)[:-1] * len(of_class)
+            ends = (ends.floor() if version == 1 else ends.round()).long()
             for share, piece in zip(shares, of_class.tensor_split(ends), strict=True):
                 share.append(piece)
         joined = [torch.cat(share) for share in shares]
         if min(len(share) for share in joined) >= min_size:
-            return _make(source, joined, "dirichlet", attempt + 1, alpha=alpha, seed=seed)
+            return _make(source, joined, "dirichlet", attempt + 1, alpha=alpha, seed=seed, partition_version=version)
     raise BadInput(
         f"no Dirichlet({alpha}) partition of {len(labels)} samples gives each of {num_clients} clients {min_size} in "
         f"{MAX_TRIES} tries; raise alpha, use fewer clients or more samples"
@@ -126,7 +136,10 @@ def _dirichlet(alpha: float, size: int, generator: torch.Generator) -> Tensor:
 
 
 def dirichlet_equal(source: Source | Tensor, num_clients: int, alpha: float = 0.5, seed: int = 0) -> Partition:
-    """Give every client as many samples, its classes drawn from its own Dir(alpha) until they run out (as FSL-SAGE's code does)."""
+    """Give every client as many samples, its classes drawn from its own Dir(alpha) until they run out (as FSL-SAGE's code does).
+
+    The last clients get the classes that remain, so their shares deviate most from Dir(alpha).
+    """
     labels = _class_labels(source, "dirichlet_equal")
     _enough(labels, num_clients)
     _positive(alpha)
@@ -227,7 +240,9 @@ class Entry(NamedTuple):
 PARTITIONS: dict[str, Entry] = {
     "iid": Entry(lambda s, r: iid(s, r.num_clients, r.seed), "one random permutation, dealt equally"),
     "contiguous": Entry(lambda s, r: contiguous(s, r.num_clients), "ranges of indices in order"),
-    "dirichlet": Entry(lambda s, r: dirichlet(s, r.num_clients, r.alpha, r.seed), "each class split by Dir(alpha)"),
+    "dirichlet": Entry(
+        lambda s, r: dirichlet(s, r.num_clients, r.alpha, r.seed, version=r.partition_version), "each class split by Dir(alpha)"
+    ),
     "dirichlet_equal": Entry(
         lambda s, r: dirichlet_equal(s, r.num_clients, r.alpha, r.seed),
         "equal sizes, each client's classes from its own Dir(alpha)",
@@ -257,9 +272,13 @@ def split(source: Source, recipe: Any) -> Partition:
 
 
 def save(partition: Partition, path: Path, release: str = "") -> None:
-    """Write the shares, their class counts and of which release of the data they are, as JSON."""
+    """Write the shares, their class counts, the partition version and the release of the data, as JSON."""
     shares, counts = [share.tolist() for share in partition.shares], partition.counts.tolist()
-    told = {"name": partition.name, "tries": partition.tries, "release": release, "counts": counts, "shares": shares}
+    version = partition.fields.get("partition_version", PARTITION_VERSION)
+    told = {
+        "name": partition.name, "version": version, "tries": partition.tries, "release": release, "counts": counts,
+        "shares": shares,
+    }  # fmt: skip
     new = path.with_name(f".{path.name}.new")
     new.write_text(json.dumps(told))
     new.replace(path)  # whole or not at all: it is read when a run goes on

@@ -6,17 +6,20 @@ from typing import Any
 
 from .named import RECIPES, named
 from .recipe import FIELDS, Recipe, make, names_of, options_for, owners, replaced, with_scheme
+from .recorded import recorded
 from .schemes import SCHEMES
 from .toml import read
 
-__all__ = ["FIELDS", "RECIPES", "Recipe", "fields_of", "load", "options_of", "override"]
+__all__ = ["FIELDS", "RECIPES", "Recipe", "fields_of", "load", "options_of", "override", "recorded"]
 
 
 def fields_of(name: str) -> dict[str, Any]:
     """Return the flat fields of a named recipe or of a TOML file; raises BadInput if it is neither."""
     path = Path(name)
     if path.suffix == ".toml" or (name not in RECIPES and path.exists()):
-        return {"name": path.stem, **read(path)}
+        fields = read(path)
+        of_a_run = path.with_name("partition.json").exists()
+        return {"name": path.stem, **(recorded(fields) if of_a_run else fields)}
     return named(name)
 
 

@@ -11,6 +11,7 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from ..data.partition import PARTITION_VERSION
 from ..errors import BadInput, unknown
 from ..methods import METHODS
 from ..named import found_class
@@ -78,6 +79,10 @@ class Recipe:
     num_clients: Annotated[Positive, "data owners"] = 1
     partition: Annotated[str, "how the training data lie with the clients (cutlayer list partitions)"] = "iid"
     alpha: Annotated[Annotated[float, Field(gt=0)], "concentration of the Dirichlet partitions"] = 0.5
+    partition_version: Annotated[
+        Annotated[int, pydantic.BeforeValidator(_number), Field(ge=1, le=PARTITION_VERSION)],
+        "version of the Dirichlet partition; 1 repeats results from before 2, and its last client lacks few classes",
+    ] = PARTITION_VERSION
     classes_per_client: Annotated[Positive, "classes of each client in the pathological partition"] = 2
     rounds: Annotated[Positive, "each a turn of every client (of those drawn) over its data"] = 10
     local_epochs: Annotated[Positive, "passes over a client's data per turn"] = 1
