@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .descriptors import is_exhausted, wait_for_descriptors
 from .errors import BadInput
 
 KEEP = 2
@@ -44,6 +45,7 @@ def _dress(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
+@wait_for_descriptors
 def save(folder: Path, name: str, tree: Any, keep: int = KEEP) -> None:
     """Write a mark as folder/name, atomically, and delete all but the newest `keep` marks; names sort by age."""
     tensors: dict[str, Tensor] = {}
@@ -68,10 +70,13 @@ def marks(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[!.]*") if path.is_dir())
 
 
+@wait_for_descriptors
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
     """Return the tree of a mark; raises BadInput if it is damaged."""
     try:
         tensors = load_file(path / "tensors.safetensors", device=str(device))
         return _dress(json.loads((path / "tree.json").read_text()), tensors)
     except Exception as error:
+        if is_exhausted(error):
+            raise
         raise BadInput(f"the mark {path} cannot be read ({error}); delete it, and the one before it is used") from error

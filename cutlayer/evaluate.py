@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .cut import Smashed
 from .data.sources import Source
+from .descriptors import wait_for_descriptors
 from .frozen import evaluating
 from .task import Task
 
@@ -23,6 +24,7 @@ def ensemble(output: Tensor, head: Tensor) -> Tensor:
     return output.float().log_softmax(1) + HEAD_WEIGHT * head.float().log_softmax(1)
 
 
+@wait_for_descriptors
 def recomposed(
     modules: Mapping[str, nn.Module],
     source: Source,

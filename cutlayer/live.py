@@ -15,6 +15,8 @@ from .errors import BadInput
 from .serve import Serving
 
 EVERY_S = 0.5
+MAX_READERS = 16  # connections to the status page at once
+READER_S = 5.0  # a reader that sends no request by then is closed
 
 
 class Live:
@@ -115,10 +117,30 @@ def metrics(seen: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+class Pages(ThreadingHTTPServer):
+    """An HTTP server with a bounded number of connections, so that silent ones leave descriptors for the run."""
+
+    free = threading.BoundedSemaphore(MAX_READERS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self.free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+
 def endpoint(live: Live, port: int) -> ThreadingHTTPServer:
     """Serve /status.json and /metrics on this machine alone; raises BadInput if the port is taken or is none."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = READER_S
+
         def do_GET(self) -> None:
             pages = {
                 "/status.json": ("application/json", lambda: json.dumps(live.latest)),
@@ -141,7 +163,7 @@ def endpoint(live: Live, port: int) -> ThreadingHTTPServer:
     if not 0 <= port <= 65535:
         raise BadInput(f"--status-port {port}: a port is from 0, any that is free, to 65535")
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        server = Pages(("127.0.0.1", port), Handler)
     except OSError as error:
         raise BadInput(f"--status-port {port}: {error.strerror}; take another") from error
     threading.Thread(target=server.serve_forever, name="cutlayer-status", daemon=True).start()

@@ -21,6 +21,7 @@ from .building import left_out
 from .costs import macs
 from .cut import Parts
 from .data.partition import Partition, save as save_partition
+from .descriptors import wait_for_descriptors
 from .errors import BadInput, Busy
 from .meter import PHASES, Direction, Meter
 from .parties import Parties
@@ -114,12 +115,12 @@ class Outputs:
         folder.mkdir(exist_ok=True)
         count = len(list(folder.iterdir()))
 
-        def write(direction: Direction, packed: Packed) -> None:
+        def keep(direction: Direction, packed: Packed) -> None:
             nonlocal count
-            (folder / f"{count:08d}-{direction}-{packed.message.kind}.frame").write_bytes(dumps(packed))
+            write(folder / f"{count:08d}-{direction}-{packed.message.kind}.frame", dumps(packed))
             count += 1
 
-        return write
+        return keep
 
     def finish(self, parties: Parties) -> Result:
         """Write the summary, the weights, the report and the events, and return the result."""
@@ -128,9 +129,9 @@ class Outputs:
         if self.out is not None:
             save_weights(modules, self.out / "weights")
             if parties.clock is not None:
-                (self.out / "order.json").write_text(json.dumps(parties.clock.order))
+                write(self.out / "order.json", json.dumps(parties.clock.order))
             result.report(self.out / "report.html")
-            self._events()
+            wait_for_descriptors(self._events)()
             # last, because a run whose summary exists is done
             write(self.out / "summary.json", json.dumps(result.summary, indent=1))
             shutil.rmtree(self.out / "marks", ignore_errors=True)
@@ -207,13 +208,15 @@ class Outputs:
         }
 
 
-def write(path: Path, text: str) -> None:
+@wait_for_descriptors
+def write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all."""
     new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
+    new.write_bytes(content if isinstance(content, bytes) else content.encode())
     os.replace(new, path)
 
 
+@wait_for_descriptors
 def save_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
     """Write trained modules as folder/<name>.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .descriptors import wait_for_descriptors
 from .errors import BadInput
 from .findings import Finding, against, baseline, comparable, findings, found, paired
 from .runs import APART, Group, Run, differences, groups_of, human, interval, json_table, line_table, payload, scaled, word
@@ -171,6 +172,7 @@ def _some(runs: Sequence[Run]) -> None:
         raise BadInput("no runs to report; give at least one run's folder")
 
 
+@wait_for_descriptors
 def write(runs: Sequence[Run], path: Path, title: str = "cutlayer") -> Path:
     """Write one self-contained HTML page about the runs and return its path; raises BadInput without runs."""
     from .figures import draw  # the drawing library takes half a second to load, which a table does not need

@@ -9,7 +9,7 @@ import cutlayer
 
 PACKAGE = Path(cutlayer.__file__).parent
 LEVELS = (
-    {"errors", "streams", "task", "named", "averaging", "message", "frame", "wire", "codecs", "reducing",
+    {"errors", "descriptors", "streams", "task", "named", "averaging", "message", "frame", "wire", "codecs", "reducing",
      "models", "trace", "cut", "frozen",
      "training", "slots",
      "data.partition", "data.augment", "data.files"},

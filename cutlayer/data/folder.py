@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..descriptors import is_exhausted, wait_for_descriptors
 from ..errors import BadInput
 from ..task import Batch
 from .files import folders
@@ -76,6 +77,7 @@ class Folder:
         return Folder(self.paths[which], self.labels[which], self.num_classes, augment, held_out, self.device, self.side)
 
 
+@wait_for_descriptors
 def read(path: Path, draw: Tensor | None, side: int) -> np.ndarray:
     """Return an image (side, side, 3): a random crop of 8 to 100 % of it, of ratio 3/4 to 4/3, perhaps flipped; or its middle.
 
@@ -87,6 +89,8 @@ def read(path: Path, draw: Tensor | None, side: int) -> np.ndarray:
             image = Image.fromarray((np.asarray(opened) / 256).clip(0, 255).astype(np.uint8)) if deep else opened
             image = image.convert("RGB")
     except Exception as error:  # whatever a decoder raises on a damaged file
+        if is_exhausted(error):
+            raise
         raise BadInput(f"{path} cannot be read as an image ({error}); delete or replace it") from error
     width, height = image.size
     if draw is None:

@@ -42,7 +42,12 @@ class NetworkLine:
         self.client, self.samples = -1, 0
         self.final: Message | None = None  # the trained weights, which the server sends last
         self.over = self.connected = self.ended = False
-        options = keepalive(keepalive_s)
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
+            ("grpc.initial_reconnect_backoff_ms", int(1000 * FIRST_PAUSE_S)),
+            ("grpc.max_reconnect_backoff_ms", int(1000 * LAST_PAUSE_S)),
+            *keepalive(keepalive_s),
+        ]
         if tls is None:
             self.channel = grpc.insecure_channel(address, options)
         else:
@@ -222,6 +227,13 @@ def reason(error: Exception) -> str:
         return f"its certificate is not one of this authority's made out to {SERVER_NAME!r}, or has expired: the TLS handshake failed"
     if "connection refused" in details.lower():
         return "nobody listens there"
+    if "handshake read failed" in details.lower():
+        return "it closed the connection before the TLS handshake: it accepts no more connections for now"
     if "failed to connect" in details.lower():
-        return "it ended the TLS handshake: this certificate is of another authority or has expired, or one end is plain text"
+        return (
+            "it ended the TLS handshake: this certificate is of another authority or has expired, or one end is plain text; "
+            "or it accepts no more connections for now"
+        )
+    if code == "RESOURCE_EXHAUSTED":
+        return "it accepts no more connections for now"
     return f"{code}: {details[:120]}"

@@ -12,6 +12,7 @@ from ..errors import BadInput
 from ..frame import pieces
 from ..wire import Packed
 from .grpc_common import METHOD, PROTOCOL, Tls, check_address, grpc, keepalive
+from .limits import connection_options
 from .member import Start
 from .session import FRAME, Closed, Received, Session, control, read_control
 
@@ -54,7 +55,7 @@ class Gate:
         self.pool = ThreadPoolExecutor(2 * len(names) + 8, thread_name_prefix="cutlayer-stream")
         self.server = grpc.server(
             self.pool,
-            options=[("grpc.so_reuseport", 0), *keepalive(keepalive_s)],
+            options=[("grpc.so_reuseport", 0), *keepalive(keepalive_s), *connection_options(len(names))],
             maximum_concurrent_rpcs=2 * len(names) + 8,
         )
         handler = grpc.stream_stream_rpc_method_handler(self._converse)
