@@ -12,7 +12,7 @@ from typing import Any
 from cutlayer.errors import BadInput
 from cutlayer.provenance import provenance
 from cutlayer.recipes import recorded
-from cutlayer.runs import line_table
+from cutlayer.schema import line_table
 
 RESULTS = Path(__file__).parent / "results"
 MACHINE = {"data_dir", "device", "num_threads", "precision"}  # fields that say where a run was, not what it was

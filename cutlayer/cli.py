@@ -1,9 +1,8 @@
 """cutlayer run | compare | show | report | audit | list | serve | join | predict | certs."""
 
-import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +10,11 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from . import cli_audit, cli_network
+from . import cli_audit, cli_list, cli_network
 from .console import (
     FAILED,
     INTERRUPTED,
+    TERMINATED,
     WRONG,
     advised,
     console,
@@ -23,20 +23,18 @@ from .console import (
     show_estimate,
     show_failure,
     show_finished,
-    show_lists,
     show_paths,
     show_runs,
-    show_schemes,
     told,
     trace,
 )  # fmt: skip
-from .errors import Advice, BadInput, RunFailed, shortage, unknown
-from .flags import Fields, folder_of, given, none
+from .errors import Advice, BadInput, RunFailed, shortage
+from .flags import Fields, check_paths, current_folder, folder_of, given, none
 from .meter import heard
-from .methods import METHODS
+from .printable import printable
 from .recipes import Recipe, fields_of, load
-from .recipes.schemes import SCHEMES
 from .recipes.toml import to_toml
+from .signals import terminable
 
 
 def run(
@@ -187,47 +185,6 @@ def report(folders: Positional[tuple[Path, ...]], /, out: Path = Path("report.ht
     return 0
 
 
-def list_(kind: Positional[str] = "", /) -> int:
-    """Print what can be named, each with one line.
-
-    Args:
-        kind: schemes, methods, models, heads, regressors, data, recipes, codecs, schedules, partitions, audits; all if not given.
-    """
-    tables = _tables()
-    if kind == "schemes":
-        show_schemes(SCHEMES)
-        return 0
-    if kind and kind not in tables:
-        raise unknown("kind", kind, tables)
-    show_lists({name: lines for name, lines in tables.items() if kind in ("", name)})
-    return 0
-
-
-def _tables() -> dict[str, Mapping[str, str]]:
-    from .audits import AUDITS
-    from .codecs import CODECS
-    from .data import DATASETS
-    from .data.partition import PARTITIONS
-    from .models import MODELS
-    from .models.heads import HEADS
-    from .models.regressors import REGRESSORS
-    from .named import outside
-    from .recipes.named import RECIPES
-    from .schedules import SCHEDULES
-
-    named: dict[str, tuple[str, Mapping[str, Any]]] = {
-        "schemes": ("scheme", SCHEMES), "methods": ("method", METHODS), "models": ("model", MODELS), "heads": ("auxiliary", HEADS),
-        "regressors": ("regressor", REGRESSORS),
-        "data": ("data", DATASETS), "recipes": ("recipe", RECIPES), "codecs": ("codec", CODECS),
-        "schedules": ("schedule", SCHEDULES), "partitions": ("partition", PARTITIONS), "audits": ("audit", AUDITS),
-    }  # fmt: skip
-    return {
-        plural: {name: row.line for name, row in table.items()}
-        | {name: f"from {point.value}" for name, point in outside(kind).items()}
-        for plural, (kind, table) in named.items()
-    }
-
-
 def _sweeps(texts: Sequence[str]) -> dict[str, list[str | None]]:
     found = dict[str, list[str | None]]()
     for field, values in map(_sweep, texts):
@@ -255,40 +212,47 @@ def _seeds(text: str) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 ok, 1 failure in the run, 2 bad input, 130 interrupted."""
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # package.module:object may lie where one is
-    try:
-        commands: dict[str, Callable[..., Any]] = {
-            "run": run,
-            "compare": compare,
-            "show": show,
-            "report": report,
-            "audit": cli_audit.audit,
-            "list": list_,
-            "serve": cli_network.serve,
-            "join": cli_network.join,
-            "predict": cli_network.predict,
-            "certs": cli_network.certs,
-        }
-        if (sys.argv[1:] if argv is None else argv) == ["--version"]:
-            print(f"cutlayer {version('cutlayer')}")
-            return 0
-        with heard(), advised():
-            code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="cutlayer", description=__doc__, args=argv)
-        return code
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stderr.close()
-        return FAILED
-    except Exception as error:
-        if (found := told(error)) is None:
-            raise
-        trace(error)
-        print(f"cutlayer: {found[1]}", file=sys.stderr)
-        return found[0]
-    except KeyboardInterrupt:
-        print("cutlayer: interrupted; the same command goes on from the last mark", file=sys.stderr)
-        return INTERRUPTED
+    """Run the command line and return its exit code: 0 ok, 1 failure in the run, 2 bad input, 130 after Ctrl-C, 143 after SIGTERM."""
+    with terminable() as terminated:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        except BrokenPipeError:  # whoever read our output has seen enough
+            sys.stderr.close()
+            return FAILED
+        except Exception as error:
+            if (found := told(error)) is None:
+                raise
+            trace(error)
+            print(f"cutlayer: {printable(found[1], None)}", file=sys.stderr)
+            return found[0]
+        except KeyboardInterrupt:
+            print("cutlayer: interrupted; the same command goes on from the last mark", file=sys.stderr)
+            return TERMINATED if terminated() else INTERRUPTED
+
+
+def _run(words: Sequence[str]) -> int:
+    here = current_folder()
+    if "" not in sys.path and here not in sys.path:
+        sys.path.append(here)  # package.module:object may lie where one is
+    check_paths(words)
+    commands: dict[str, Callable[..., Any]] = {
+        "run": run,
+        "compare": compare,
+        "show": show,
+        "report": report,
+        "audit": cli_audit.audit,
+        "list": cli_list.list_,
+        "serve": cli_network.serve,
+        "join": cli_network.join,
+        "predict": cli_network.predict,
+        "certs": cli_network.certs,
+    }
+    if list(words) == ["--version"]:
+        print(f"cutlayer {version('cutlayer')}")
+        return 0
+    with heard(), advised():
+        code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="cutlayer", description=__doc__, args=words)
+    return code
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from .console import console, progress_bar, show_finished, show_paths
 from .errors import BadInput
 from .flags import Fields, folder_of, given
+from .printable import printable
 from .recipes import Recipe, load
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Credentials:
 
 def say(line: str) -> None:
     """Print one line of what happens."""
-    console.print(line, highlight=False, markup=False)
+    console.print(printable(line), highlight=False, markup=False)
 
 
 def serve(
@@ -92,12 +93,14 @@ def serve(
     from .live import Live, endpoint
     from .outputs import alone_in, check_folder
     from .serve import Serving
-    from .transports.grpc_common import SERVER_NAME
+    from .transports.grpc_common import SERVER_NAME, check_party_name
 
     made = load(recipe, **given(fields))
     tls = credentials.tls(SERVER_NAME)
     folder = out or folder_of(made, "-server")
     names = [name for name in map(str.strip, clients.split(",")) if name]
+    for name in names:
+        check_party_name("--clients", name)
     if predict:
         given_too = {
             "--wait-for": wait_for != "all", "--quorum": quorum != 1, "--late-join": late_join, "--resume": resume,
@@ -203,8 +206,10 @@ def join(
     """
     from .join import join as join_run
     from .outputs import alone_in
+    from .transports.grpc_common import check_party_name
 
     made = load(recipe, **given(fields))
+    check_party_name("--as", as_)
     folder = out or folder_of(made, f"-{as_}")
     with alone_in(folder), progress_bar() as bar:
         weights = join_run(

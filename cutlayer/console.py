@@ -16,11 +16,12 @@ from rich.text import Text
 
 from .errors import Advice, BadInput, RunFailed, shortage
 from .estimate import Estimate
+from .printable import printable
 from .recipes.schemes import Scheme
 from .report import Run, read, rows
 
 console = Console(markup=False, emoji=False)  # a path or a name may have brackets and colons
-WRONG, FAILED, INTERRUPTED = 2, 1, 130
+WRONG, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 NARROW = 120  # below so many columns the terminal shows what matters most; the report has it all
 LABEL = 20  # columns that a label has at least, if it needs them; longer ones are folded
 LEFT_OUT = ("seeds", "last 5", "peak %", "multiply-adds")
@@ -68,7 +69,7 @@ def progress_bar() -> Progress:
 
 def follow(bar: Progress, label: str) -> Callable[[int, int, dict[str, Any] | None], None]:
     """Return what a run tells its progress to."""
-    line = bar.add_task(label, total=None, note="")
+    line = bar.add_task(printable(label), total=None, note="")
 
     def advance(done: int, total: int, record: dict[str, Any] | None) -> None:
         bar.update(line, completed=done, total=total)
@@ -80,7 +81,8 @@ def follow(bar: Progress, label: str) -> Callable[[int, int, dict[str, Any] | No
 
 def show_runs(runs: Sequence[Run]) -> None:
     """Print the comparison table of finished runs."""
-    header, lines = rows(runs)
+    header, table_rows = rows(runs)
+    lines = [[printable(text) for text in row] for row in table_rows]
     keep = [i for i, name in enumerate(header) if console.width >= NARROW or not any(word in name for word in LEFT_OUT)]
     widths = [max(map(len, [*name.split(), *texts])) for name, *texts in zip(header, *lines, strict=True)]
     widths[0] = min(widths[0], LABEL)
@@ -101,13 +103,13 @@ def show_runs(runs: Sequence[Run]) -> None:
 
 def show_failure(which: str, why: str) -> None:
     """Print which run failed, and why."""
-    console.print(Text.assemble(("failed", "red"), f" {which}: {why}"))
+    console.print(Text.assemble(("failed", "red"), f" {which}: {printable(why)}"))
 
 
 def show_paths(paths: Mapping[str, Path]) -> None:
     """Print where things were written, each on a line that can be copied."""
     for what, path in paths.items():
-        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+        console.print(f"{what}: {printable(str(path), None)}", highlight=False, soft_wrap=True)
 
 
 def show_audit(found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -123,7 +125,7 @@ def show_audit(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def show_estimate(title: str, cost: Estimate) -> None:
     """Print what a run would cost."""
-    table = Table(title=f"{title}: {cost.steps:,} steps", show_header=False)
+    table = Table(title=printable(f"{title}: {cost.steps:,} steps"), show_header=False)
     for direction, roles in cost.payload.items():
         for role, nbytes in roles.items():
             table.add_row(f"bytes {direction}, {role}", f"{nbytes:,}")

@@ -82,8 +82,13 @@ def _layout(tensor: Tensor) -> int:
     return CHANNELS_LAST if lies_channels_last(tensor) else CONTIGUOUS
 
 
+def _can_be_sent(name: str) -> bool:
+    """Return whether a name has printable ASCII characters alone: names are shown, and written to files."""
+    return name.isascii() and name.isprintable()
+
+
 def _name(name: str) -> bytes:
-    if not name.isascii() or len(name) > MAX_NAME:
+    if not _can_be_sent(name) or len(name) > MAX_NAME:
         raise BadInput(
             f"{name[:80]!r} cannot be a name in a message; use at most {MAX_NAME} ASCII letters for modules and parameters"
         )
@@ -157,10 +162,10 @@ class _Reader:
             raise BadInput(f"frame refused: a name of {size} bytes (at most {MAX_NAME})")
         raw = bytes(self.data[self.at : self.at + size])
         self.at += size
-        try:
-            return raw.decode("ascii")
-        except UnicodeDecodeError:
-            raise BadInput("frame refused: a name that is not ASCII") from None
+        name = raw.decode("latin-1")
+        if not _can_be_sent(name):
+            raise BadInput("frame refused: a name that is not of printable ASCII characters")
+        return name
 
 
 def _shapes(reader: _Reader, num_roles: int) -> Iterator[tuple[str, bool, list[tuple[torch.dtype, int, tuple[int, ...]]]]]:

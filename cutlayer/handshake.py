@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .printable import printable_values
 from .provenance import processor
 from .recipes.recipe import Recipe
 
@@ -25,8 +26,8 @@ def about(recipe: Recipe) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON gives it back."""
-    return list(value) if isinstance(value, tuple) else value
+    """Return a value as a control record brings it."""
+    return printable_values(value)
 
 
 def refusal(mine: Mapping[str, Any], theirs: Any) -> str | None:

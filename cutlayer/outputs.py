@@ -29,7 +29,7 @@ from .provenance import provenance
 from .recipes.recipe import Recipe, make
 from .recipes.recorded import recorded
 from .recipes.toml import read, to_toml
-from .runs import json_table
+from .schema import json_table
 from .transports.link import Tap
 from .wire import Packed, dumps
 

@@ -1,6 +1,5 @@
 """Finished runs -> a table, figures and findings on one HTML page that needs no network; never touches training."""
 
-import tomllib
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -9,7 +8,9 @@ from typing import Any, NamedTuple
 from .descriptors import wait_for_descriptors
 from .errors import BadInput
 from .findings import Finding, against, baseline, comparable, findings, found, paired
-from .runs import APART, Group, Run, differences, groups_of, human, interval, json_table, line_table, payload, scaled, word
+from .recipes import toml
+from .runs import APART, Group, Run, differences, groups_of, human, interval, payload, scaled, word
+from .schema import record_of, summary_table
 
 __all__ = ["Run", "findings", "labels", "read", "rows", "write"]
 
@@ -70,16 +71,14 @@ def read(folder: Path) -> Run:
     """Return the run in OUT/; of one that is still going, its finished rounds. Raises BadInput where there are none, or one is damaged."""
     done = (folder / "summary.json").exists()
     try:
-        lines = (folder / "records.jsonl").read_text().splitlines()
+        lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
         being_written = bool(lines) and not done and not lines[-1].endswith("}")
-        records = [line_table(line) for line in lines[: len(lines) - being_written]]
-        recipe = (
-            tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8")) if (folder / "recipe.toml").exists() else {}
-        )
-    except (OSError, ValueError) as error:
+        records = [record_of(line) for line in lines[: len(lines) - being_written]]
+        recipe = toml.read(folder / "recipe.toml") if (folder / "recipe.toml").exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{folder} holds no run that can be read ({error}); give the folder of a run") from error
     if done:
-        return Run(json_table(folder / "summary.json"), records)
+        return Run(summary_table(folder / "summary.json"), records)
     if not records:
         raise BadInput(f"{folder} has no finished round yet; wait for it, or run it again into the same folder")
     return Run(_so_far(recipe, records), records)

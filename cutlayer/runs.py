@@ -1,13 +1,10 @@
 """Runs as read, sorted into configurations: labels, series, payloads, intervals over seeds."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from .errors import BadInput
 from .recipes.recorded import recorded
 
 APART = ("name", "seed", "data_dir", "options")  # fields that say nothing about the configuration
@@ -44,25 +41,6 @@ class Group(NamedTuple):
     label: str
     runs: list[Run]
     short: str  # what stands at a curve: the letter, and the label's values where all are short
-
-
-def json_table(path: Path) -> dict[str, Any]:
-    """Return the table in a JSON file of a run's folder; raises BadInput naming the file if it holds none."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(f"{path} cannot be read ({error}); delete it, and run again into the same folder") from error
-    if not isinstance(found, dict):
-        raise BadInput(f"{path} holds {found!r:.40} and no table; delete it, and run again into the same folder")
-    return found
-
-
-def line_table(line: str) -> dict[str, Any]:
-    """Return the table in a line of JSON; raises ValueError if it is none."""
-    found = json.loads(line)
-    if not isinstance(found, dict):
-        raise ValueError(f"{found!r:.40} is no table")
-    return found
 
 
 def payload(run: Run, direction: str, roles: Iterable[str] | None = None) -> int:

@@ -15,11 +15,12 @@ from .errors import BadInput, RunFailed
 from .expected import LARGEST
 from .handshake import about, refusal, warning
 from .outputs import Result, check_folder
+from .printable import printable
 from .recipes.recipe import Recipe, make
 from .rounds import Progress
 from .run import data_of, parts_of, task_of
 from .sides import ServerSide
-from .transports.grpc_common import Tls, check_seconds
+from .transports.grpc_common import Tls, check_party_name, check_seconds
 from .transports.grpc_server import Event, Gate
 from .transports.session import Session
 from .wire import Message, loads, pack
@@ -44,6 +45,8 @@ class Serving:
         recipe = make({**recipe.flat(), "transport": "grpc"})
         n = recipe.num_clients
         self.names = list(names) or [f"client{k}" for k in range(n)]
+        for name in self.names:
+            check_party_name("--clients", name)
         if len(self.names) != n or len(set(self.names)) != n:
             raise BadInput(f"--clients {','.join(self.names)}: the recipe has num_clients = {n}; name each of them once")
         self.wait_for = n if wait_for is None else wait_for
@@ -166,7 +169,7 @@ class Serving:
         ):  # training itself broke, or a file cannot be written, whoever sent the last message
             raise
         except Exception as error:  # a stranger's message may raise anything
-            why = str(error).partition("\n")[0] or type(error).__name__
+            why = printable(str(error).partition("\n")[0]) or type(error).__name__
             self.say(f"{self.names[k]} is turned away: {why}")
             self.gate.turn_away(k, f"it sent what this server cannot use ({why})")
             self.host.expel(k)

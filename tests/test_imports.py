@@ -9,17 +9,17 @@ import cutlayer
 
 PACKAGE = Path(cutlayer.__file__).parent
 LEVELS = (
-    {"errors", "descriptors", "streams", "task", "named", "averaging", "message", "frame", "wire", "codecs", "reducing",
+    {"errors", "descriptors", "printable", "streams", "task", "named", "averaging", "message", "frame", "wire", "codecs", "reducing",
      "models", "trace", "cut", "frozen",
      "training", "slots",
      "data.partition", "data.augment", "data.files"},
     {"auxiliary", "meter", "clock", "client", "program", "schedules", "server", "steps", "stored", "kept", "aligned",
      "greedy", "probes", "shifts", "expected", "data", "data.sources", "data.images", "data.folder", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
-    {"recipes", "costs", "fit", "building", "parties", "diagnose", "findings", "figures", "runs",
+    {"recipes", "costs", "fit", "building", "parties", "diagnose", "findings", "figures", "runs", "schema",
      "report", "outputs", "provenance", "rounds", "run", "compare", "estimate", "sides", "handshake", "certs", "cluster", "serve", "join",
      "predict", "live", "audits"},
-    {"cli", "cli_audit", "cli_network", "flags", "console"},
+    {"cli", "cli_audit", "cli_list", "cli_network", "flags", "console", "signals"},
 )  # fmt: skip
 # partitions are cut from sources, which know nothing of them
 SAME_LEVEL_UP = {("data.partition", "data.sources")}

@@ -15,6 +15,7 @@ from ..data.partition import PARTITION_VERSION
 from ..errors import BadInput, unknown
 from ..methods import METHODS
 from ..named import found_class
+from ..printable import check_text
 from ..schedules import SCHEDULES
 
 
@@ -47,7 +48,10 @@ def _number(value: Any) -> Any:
     return value
 
 
-Positive = Annotated[int, pydantic.BeforeValidator(_number), Field(ge=1)]
+Positive = Annotated[int, pydantic.BeforeValidator(_number), Field(ge=1, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Rate = Annotated[float, Field(ge=0, le=1e38)]  # what float32 holds
+Threads = Annotated[Positive, Field(le=1024)]  # more than a processor has; each takes memory of its own
 Above = Annotated[float, Field(gt=0)]
 Pairs = Annotated[dict[str, str], pydantic.BeforeValidator(_pairs)]
 
@@ -89,26 +93,24 @@ class Recipe:
     batch_size: Annotated[Positive, "samples per mini-batch; the last one may be smaller"] = 128
     drop_last: Annotated[bool, "leave out the last incomplete training batch"] = False
     optimizer: Annotated[Literal["sgd", "adam"], "one per side"] = "sgd"
-    lr: Annotated[Annotated[float, Field(ge=0)], "learning rate of both sides"] = 0.1
-    client_lr: Annotated[Annotated[float, Field(ge=0)] | None, "learning rate of the clients, if it is not the server's"] = None
+    lr: Annotated[Rate, "learning rate of both sides"] = 0.1
+    client_lr: Annotated[Rate | None, "learning rate of the clients, if it is not the server's"] = None
     momentum: Annotated[Annotated[float, Field(ge=0, lt=1)], "of sgd"] = 0.9
     nesterov: Annotated[bool, "of sgd"] = False
-    weight_decay: Annotated[Annotated[float, Field(ge=0)], "L2, of both sides"] = 0.0
+    weight_decay: Annotated[Rate, "L2, of both sides"] = 0.0
     lr_schedule: Annotated[Literal["constant", "cosine", "steps"], "by round; steps: x0.2 at 30, 60, 80 %"] = "constant"
-    warmup_rounds: Annotated[Annotated[int, Field(ge=0)], "rounds of linear warm-up"] = 0
+    warmup_rounds: Annotated[Count, "rounds of linear warm-up"] = 0
     clip: Annotated[
         Annotated[float, Field(gt=0)] | None,
         "largest norm of the gradients of each module group: bottom and tail, each head beside them, top",
     ] = None
-    fedprox: Annotated[
-        Annotated[float, Field(ge=0)], "pull of clients and server copies to the weights they last received (FedProx); 0: none"
-    ] = 0.0
+    fedprox: Annotated[Rate, "pull of clients and server copies to the weights they last received (FedProx); 0: none"] = 0.0
     codec: Annotated[Pairs, "by role, e.g. smashed=float8,cut_grad=float8 (cutlayer list codecs)"] = dataclasses.field(
         default_factory=dict
     )
     precision: Annotated[Literal["float32", "bfloat16"], "bfloat16: autocast on both sides"] = "float32"
     memory_format: Annotated[Literal["contiguous", "channels_last"], "of images"] = "contiguous"
-    num_threads: Annotated[Positive, "threads of every party; other numbers give other bits"] = 2
+    num_threads: Annotated[Threads, "threads of every party; other numbers give other bits"] = 2
     device: Annotated[str, "cpu or cuda"] = "cpu"
     seed: Annotated[Annotated[int, Field(ge=0)], "of weights, order, augmentation and partition, each its own stream"] = 0
     transport: Annotated[
@@ -116,7 +118,7 @@ class Recipe:
         "how the parties are joined; mpi: by mpiexec -n 1+N cutlayer run ...; grpc: what serve and join take by themselves",
     ] = "inprocess"
     overlap: Annotated[
-        Annotated[int, pydantic.BeforeValidator(_number), Field(ge=0)],
+        Annotated[int, pydantic.BeforeValidator(_number), Field(ge=0, lt=2**31)],
         "messages that the server may be behind, in a thread of its own, where nothing comes back; 0: none",
     ] = 0
     uplink: Annotated[Above | None, "Mbit/s from each client; with any of these five, seconds are simulated"] = None
@@ -129,8 +131,8 @@ class Recipe:
     server_speed: Annotated[Above | None, "multiply-adds per second of the server"] = None
     evaluate_every: Annotated[Positive, "rounds between evaluations; the last five are always evaluated"] = 1
     compress_eval: Annotated[bool, "evaluation sees activations as the codec leaves them"] = False
-    diagnose_every: Annotated[Annotated[int, Field(ge=0)], "steps between looks at the gradient at the cut; 0: never"] = 0
-    checkpoint_every: Annotated[Annotated[int, Field(ge=0)], "steps between marks inside a round; 0: at turns only"] = 0
+    diagnose_every: Annotated[Count, "steps between looks at the gradient at the cut; 0: never"] = 0
+    checkpoint_every: Annotated[Count, "steps between marks inside a round; 0: at turns only"] = 0
     tap: Annotated[bool, "write every message as it crosses to OUT/tap"] = False
     options: Annotated[dict[str, Any], "of the method and of the schedule"] = dataclasses.field(default_factory=dict)
 
@@ -260,6 +262,7 @@ def make(fields: Mapping[str, Any]) -> Recipe:
 
     Raises BadInput naming the field, its value and the nearest valid name.
     """
+    check_text(fields)
     merged = with_scheme(fields)
     own = options_for(merged)
     for name in merged:

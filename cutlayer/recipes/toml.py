@@ -10,13 +10,17 @@ from ..errors import BadInput
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the fields of a flat TOML file; raises BadInput if it is none."""
+    """Return the fields of a flat TOML file, which may begin with a byte order mark; raises BadInput if it is none, or has no field."""
     import tomllib
 
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        fields = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise BadInput(f"{path} is no recipe file: its values are nested too deeply; a recipe is flat") from error
+    except (OSError, ValueError) as error:  # ValueError: no TOML, no UTF-8, or a path that cannot be one
         raise BadInput(f"{path} is no recipe file: {error}") from error
+    if not fields:
+        raise BadInput(f"{path} is no recipe file: it has no field; write at least one, as in cutlayer show demo")
     return fields
 
 

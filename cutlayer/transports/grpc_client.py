@@ -9,8 +9,9 @@ from typing import Any
 
 from ..errors import BadInput, RunFailed
 from ..frame import pieces
+from ..printable import printable
 from ..wire import Message, Packed, loads, unpack
-from .grpc_common import METHOD, PROTOCOL, SERVER_NAME, Tls, check_address, check_seconds, grpc, keepalive
+from .grpc_common import METHOD, PROTOCOL, SERVER_NAME, Tls, check_address, check_party_name, check_seconds, grpc, keepalive
 from .member import Again, Start
 from .session import CONTROL, FRAME, Received, Session, control, read_control
 
@@ -28,6 +29,7 @@ class NetworkLine:
         self, address: str, name: str, about: Mapping[str, Any], *, tls: Tls | None, patience: float = 300.0,
         keepalive_s: float = 20.0, say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
+        check_party_name("--as", name)
         check_address(address, tls is None, "--server")
         check_seconds("--patience", patience)
         self.address, self.name, self.about, self.patience, self.say = address, name, dict(about), patience, say
@@ -126,7 +128,7 @@ class NetworkLine:
         if received.frame is not None:
             return loads(received.frame, checked=False)
         if told["kind"] == "stop":
-            raise RunFailed(told["why"])
+            raise RunFailed(printable(str(told["why"])))
         if told["kind"] == "end":
             self.ended = True
         if told["kind"] == "start":
@@ -179,8 +181,8 @@ class NetworkLine:
                     told = read_control(record)
                     if told["kind"] == "refused":
                         if told["busy"]:
-                            return str(told["why"])
-                        raise BadInput(f"the server at {self.address} refuses: {told['why']}")
+                            return printable(str(told["why"]))
+                        raise BadInput(f"the server at {self.address} refuses: {printable(str(told['why']))}")
                     connection = self._welcome(told)
                     let_in.put(connection)
                 elif (received := self.session.feed(connection, record)) is not None:
@@ -236,4 +238,4 @@ def reason(error: Exception) -> str:
         )
     if code == "RESOURCE_EXHAUSTED":
         return "it accepts no more connections for now"
-    return f"{code}: {details[:120]}"
+    return printable(f"{code}: {details}", 120)

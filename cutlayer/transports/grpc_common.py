@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ except ImportError as error:
 METHOD = "/cutlayer.v1.Cut/Converse"
 SERVER_NAME = "server"  # what the server's certificate is made out to
 PROTOCOL = 1
+PARTY_NAME = re.compile(r"(?=.{1,64}\Z)[\w@+-](?:[\w.@+ -]*[\w.@+-])?")
 
 
 class Tls(NamedTuple):
@@ -36,6 +38,15 @@ class Tls(NamedTuple):
                     f"--{name} {str(path)!r}: {error.strerror}; cutlayer certs demo DIR makes a whole set"
                 ) from error
         return found[0], found[1], found[2]
+
+
+def check_party_name(flag: str, name: str) -> None:
+    """Raise BadInput unless this can be a client's name: it is shown, and part of a folder's name."""
+    if not PARTY_NAME.fullmatch(name):
+        raise BadInput(
+            f"{flag} {name!r:.80}: a client's name has 1 to 64 letters, digits and . _ @ + - or blanks inside, and begins with no dot; "
+            "give another"
+        )
 
 
 def keepalive(seconds: float) -> list[tuple[str, Any]]:
@@ -76,4 +87,15 @@ def check_address(address: str, insecure: bool, flag: str) -> None:
         )
 
 
-__all__ = ["METHOD", "PROTOCOL", "SERVER_NAME", "Tls", "check_address", "check_seconds", "grpc", "is_loopback", "keepalive"]
+__all__ = [
+    "METHOD",
+    "PROTOCOL",
+    "SERVER_NAME",
+    "Tls",
+    "check_address",
+    "check_party_name",
+    "check_seconds",
+    "grpc",
+    "is_loopback",
+    "keepalive",
+]

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import BadInput
 from ..frame import pieces
+from ..printable import printable
 from ..wire import Packed
 from .grpc_common import METHOD, PROTOCOL, Tls, check_address, grpc, keepalive
 from .limits import connection_options
@@ -192,4 +193,4 @@ def names_in(context: Any) -> set[str]:
     """Return the names that a peer's certificate is made out to."""
     found = context.auth_context()
     keys = ("x509_common_name", "x509_subject_alternative_name")
-    return {value.decode(errors="replace") for key in keys for value in found.get(key, ())}
+    return {printable(value.decode(errors="replace"), 80) for key in keys for value in found.get(key, ())}

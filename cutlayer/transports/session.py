@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import BadInput
 from ..frame import MAX_BYTES
+from ..printable import printable_values
 
 CHUNK_BYTES = (1 << 20) + (1 << 13)  # activations of 1 MB and their header are one chunk
 WINDOW_BYTES = 8 << 20  # sent and not yet taken by the other end; a single larger message may be under way
@@ -59,7 +60,7 @@ def _json(data: memoryview) -> dict[str, Any]:
     try:
         if len(data) > MAX_CONTROL:
             raise ValueError(f"{len(data)} bytes, at most {MAX_CONTROL}")
-        found = json.loads(bytes(data))
+        found = printable_values(json.loads(bytes(data)))  # the one place where the other end's words come in
         if not isinstance(found, dict):
             raise ValueError("no object")
     except (ValueError, RecursionError) as error:
