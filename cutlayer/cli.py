@@ -1,4 +1,4 @@
-"""cutlayer run | compare | show | report | audit | list | serve | join | predict | certs."""
+"""cutlayer run | compare | show | report | audit | list | serve | join | predict | readmit | certs."""
 
 import sys
 import warnings
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from . import cli_audit, cli_list, cli_network
+from . import cli_audit, cli_list, cli_network, cli_operator
 from .console import (
     FAILED,
     INTERRUPTED,
@@ -245,6 +245,7 @@ def _run(words: Sequence[str]) -> int:
         "serve": cli_network.serve,
         "join": cli_network.join,
         "predict": cli_network.predict,
+        "readmit": cli_operator.readmit,
         "certs": cli_network.certs,
     }
     if list(words) == ["--version"]:

@@ -67,6 +67,8 @@ def serve(
     quorum: int = 1,
     late_join: bool = False,
     keepalive: float = 20.0,
+    revoked: Path | None = None,
+    max_offences: int = 5,
     status_port: int | None = None,
     resume: bool = False,
     predict: bool = False,
@@ -86,6 +88,8 @@ def serve(
         quorum: clients without which nobody is left behind: the server waits, and says so.
         late_join: clients that were not there at the start may come later.
         keepalive: seconds of silence after which a connection is tried; half as many more, and it is dead.
+        revoked: names or serial numbers, one a line, or a CRL; these clients are not let in. Read again when it changes.
+        max_offences: how often a client may be turned away before the run goes on without it (cutlayer readmit lets it in again).
         status_port: serve /status.json and /metrics on 127.0.0.1.
         resume: insist that there is a stopped run to go on with.
         predict: answer predictions with the trained top in --out until interrupted.
@@ -104,12 +108,12 @@ def serve(
     if predict:
         given_too = {
             "--wait-for": wait_for != "all", "--quorum": quorum != 1, "--late-join": late_join, "--resume": resume,
-            "--status-port": status_port is not None,
+            "--status-port": status_port is not None, "--max-offences": max_offences != 5,
         }  # fmt: skip
         if any(given_too.values()):
             named = ", ".join(name for name, is_given in given_too.items() if is_given)
             raise BadInput(f"--predict beside {named}: that is of training; drop one of the two")
-        return _answer(made, folder, listen, names, tls)
+        return _answer(made, folder, listen, names, tls, revoked)
     check_folder(made, folder)
     if (folder / "summary.json").exists():
         show_finished(folder)
@@ -127,7 +131,7 @@ def serve(
             serving = Serving(
                 made, folder, listen=listen, tls=tls, names=names, wait_for=None if wait_for == "all" else int(wait_for),
                 start_timeout=start_timeout, patience=patience, quorum=quorum, late_join=late_join, keepalive_s=keepalive, say=say,
-                watch=live,
+                revoked=revoked, max_offences=max_offences, watch=live,
             )  # fmt: skip
             with (
                 Screen(
@@ -168,11 +172,13 @@ def stopping_at(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _answer(made: Recipe, folder: Path, listen: str, names: list[str], tls: "Tls | None") -> int:
+def _answer(made: Recipe, folder: Path, listen: str, names: list[str], tls: "Tls | None", revoked: Path | None) -> int:
     from .predict import Answering
+    from .revoked import Revoked
 
     names = names or [f"client{k}" for k in range(made.num_clients)]
-    answering = Answering(made, folder / "weights", listen=listen, names=names, tls=tls)
+    listed = None if revoked is None else Revoked(revoked, tls.ca if tls else None, say)
+    answering = Answering(made, folder / "weights", listen=listen, names=names, tls=tls, revoked=listed)
     stop = threading.Event()
     with stopping_at(stop.set):
         say(f"listening on {listen}{'' if tls else ', in plain text'}; answering {', '.join(names)} until interrupted")

@@ -19,6 +19,7 @@ from .fit import fitted
 from .handshake import about, refusal
 from .meter import Meter
 from .recipes.recipe import Recipe
+from .revoked import Revoked
 from .run import data_of, parts_of, task_of
 from .task import Batch, Task, accuracy
 from .transports.grpc_client import NetworkLine
@@ -61,24 +62,31 @@ def weights_of(folder: Path, name: str, client: int) -> Path:
 class Answering:
     """A server that answers batches with the outputs of a trained top, for every client that asks, until it is stopped."""
 
-    def __init__(self, recipe: Recipe, weights: Path, *, listen: str, names: list[str], tls: Tls | None) -> None:
+    def __init__(
+        self, recipe: Recipe, weights: Path, *, listen: str, names: list[str], tls: Tls | None, revoked: Revoked | None = None
+    ) -> None:
         torch.set_num_threads(recipe.num_threads)
         self.recipe, self.autocast = recipe, training(recipe).autocast
         self.top = load_into(parts_of(recipe, data_of(recipe)).top, weights / "top.safetensors").to(recipe.device)
         mine = about(recipe)["recipe"]
-        self.gate = Gate(listen, names, lambda name, hello: refusal(mine, hello.get("recipe")), tls=tls)
+        self.revoked = revoked
+        barred = revoked.reason if revoked is not None else lambda identity: None
+        self.gate = Gate(listen, names, lambda name, hello: refusal(mine, hello.get("recipe")), tls=tls, barred=barred)
         self.answered = 0
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Answer until `stop` says so."""
         try:
             while not stop():
+                if self.revoked is not None:
+                    self.revoked.refresh()
+                    self.gate.turn_away_barred()
                 try:
                     event = self.gate.events.get(timeout=0.1)
                 except queue.Empty:
                     continue
                 received = event.received
-                if received is None or self.gate.peers[event.client].session is not event.session:
+                if received is None or event.wrong or self.gate.peers[event.client].session is not event.session:
                     continue
                 if received.frame is not None:
                     try:

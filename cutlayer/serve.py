@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from .access import Access
 from .data.partition import Partition
 from .errors import BadInput, RunFailed
 from .expected import LARGEST
 from .handshake import about, refusal, warning
+from .offences import times
 from .outputs import Result, check_folder
 from .printable import printable
 from .recipes.recipe import Recipe, make
+from .revoked import Revoked
 from .rounds import Progress
 from .run import data_of, parts_of, task_of
 from .sides import ServerSide
@@ -40,6 +43,7 @@ class Serving:
     def __init__(
         self, recipe: Recipe, out: Path, *, listen: str, tls: Tls | None = None, names: Sequence[str] = (), wait_for: int | None = None,
         start_timeout: float = 600.0, patience: float = 120.0, quorum: int = 1, late_join: bool = False, keepalive_s: float = 20.0,
+        revoked: Path | None = None, max_offences: int = 5,
         say: Callable[[str], None] = lambda line: None, progress: Progress | None = None, watch: Watch = lambda serving: None,
     ) -> None:  # fmt: skip
         recipe = make({**recipe.flat(), "transport": "grpc"})
@@ -57,6 +61,8 @@ class Serving:
         check_seconds("--patience", patience)
         self.recipe, self.start_timeout, self.late_join, self.say, self.watch = recipe, start_timeout, late_join, say, watch
         check_folder(recipe, out)
+        listed = None if revoked is None else Revoked(revoked, tls.ca if tls else None, say)
+        self.access = Access(self.names, out, listed, max_offences)
         data = data_of(recipe).to(recipe.device)
         elsewhere = Partition(data.train, (torch.empty(0, dtype=torch.long),) * n, "elsewhere", torch.zeros(0, 0))
         self.side = ServerSide(
@@ -70,7 +76,7 @@ class Serving:
         self.ready: dict[int, Session] = {}  # in which a client has said what it holds
         self.seen: dict[int, float] = {}  # when something came from a client, by the monotonic clock
         self.stopping = False
-        self.gate = Gate(listen, self.names, self._refusal, tls=tls, keepalive_s=keepalive_s)
+        self.gate = Gate(listen, self.names, self._refusal, tls=tls, keepalive_s=keepalive_s, barred=self.access.barred)
 
     def run(self) -> Result:
         """Serve to the end of training and return the result; raises KeyboardInterrupt between two messages after `stop`."""
@@ -85,6 +91,7 @@ class Serving:
                     self._take(self.gate.events.get(timeout=TICK_S))
                 except queue.Empty:
                     self.host.waited(time.monotonic() - begin)
+                self._check_access()
                 self.watch(self)
                 if self.stopping:
                     raise KeyboardInterrupt
@@ -134,6 +141,8 @@ class Serving:
 
     def _refusal(self, name: str, hello: Mapping[str, Any]) -> str | None:
         """Return why a party cannot take part; called by a network thread."""
+        if (why := self.access.refusal(name)) is not None:
+            return why
         k = self.names.index(name)
         if self.host.begun and k not in self.members and not self.late_join:
             return f"the run has begun without {name}, and this server was not started with --late-join"
@@ -148,6 +157,9 @@ class Serving:
         k, received = event.client, event.received
         if self.gate.peers[k].session is not event.session:
             return  # of a process that is gone
+        if event.wrong:
+            self._turn_away(k, printable(event.wrong))
+            return
         if received is None:
             if not event.up:
                 self.host.lost(k)
@@ -169,11 +181,25 @@ class Serving:
         ):  # training itself broke, or a file cannot be written, whoever sent the last message
             raise
         except Exception as error:  # a stranger's message may raise anything
-            why = printable(str(error).partition("\n")[0]) or type(error).__name__
-            self.say(f"{self.names[k]} is turned away: {why}")
-            self.gate.turn_away(k, f"it sent what this server cannot use ({why})")
-            self.host.expel(k)
+            self._turn_away(k, printable(str(error).partition("\n")[0]) or type(error).__name__)
         event.session.take(received)
+
+    def _turn_away(self, k: int, why: str) -> None:
+        """End the connection of a client that sent what cannot be used, undo what it did, and go on without it after too many times."""
+        name = self.names[k]
+        self.say(f"{name} is turned away: {why}")
+        self.gate.turn_away(k, f"it sent what this server cannot use ({why})")
+        if self.access.offences.add(name):
+            self.say(f"{name} is excluded; to let it in again: cutlayer readmit {self.side.out} {name}")
+            self.host.exclude(k, f"was turned away {times(self.access.offences.count(name))}")
+        else:
+            self.host.expel(k)
+
+    def _check_access(self) -> None:
+        """Take note of the operator's revocations and requests, and end the connections of clients that were revoked."""
+        for k, why in self.gate.turn_away_barred().items() if self.access.refresh() else ():
+            self.say(f"{self.names[k]} is turned away: {why}")
+            self.host.exclude(k, "was revoked")
 
     def _ready(self, k: int, told: Mapping[str, Any]) -> None:
         held, samples = told["held"], told["samples"]

@@ -55,7 +55,8 @@ def test_eight_hostile_cases_over_tls_change_nothing(tls, tmp_path):
     for wrong in (tls["foreign"], tls["expired"], None):
         assert "is of another authority or has expired, or one end is plain text" in refused(net, "alice", wrong)
     assert "'mallory' is not a client of this run; those are alice, bob" in refused(net, "mallory", tls["mallory"])
-    assert "made out to mallory, not to 'alice'" in refused(net, "alice", tls["mallory"])
+    assert "made out to mallory" in refused(net, "alice", tls["mallory"])
+    assert "made out to bob, not to 'alice'" in refused(net, "alice", tls["bob"])
     assert "rounds = 2 at the server, 9 at this client" in refused(
         net, "alice", tls["alice"], make({**COPIES.flat(), "rounds": 9})
     )

@@ -17,9 +17,10 @@ LEVELS = (
      "greedy", "probes", "shifts", "expected", "data", "data.sources", "data.images", "data.folder", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
     {"recipes", "costs", "fit", "building", "parties", "diagnose", "findings", "figures", "runs", "schema",
-     "report", "outputs", "provenance", "rounds", "run", "compare", "estimate", "sides", "handshake", "certs", "cluster", "serve", "join",
+     "report", "outputs", "provenance", "rounds", "run", "compare", "estimate", "sides", "handshake", "certs",
+     "revoked", "offences", "readmit", "access", "cluster", "serve", "join",
      "predict", "live", "audits"},
-    {"cli", "cli_audit", "cli_list", "cli_network", "flags", "console", "signals"},
+    {"cli", "cli_audit", "cli_list", "cli_network", "cli_operator", "flags", "console", "signals"},
 )  # fmt: skip
 # partitions are cut from sources, which know nothing of them
 SAME_LEVEL_UP = {("data.partition", "data.sources")}

@@ -191,6 +191,8 @@ class NetworkLine:
                     self.inbox.put(received)
             return "the server closed the connection"
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+                raise BadInput(f"the server at {self.address} refuses: {printable(error.details() or '')}") from None
             return reason(error)
         finally:
             self.session.detach(connection)

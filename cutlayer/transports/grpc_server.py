@@ -2,9 +2,10 @@
 
 import queue
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +14,15 @@ from ..frame import pieces
 from ..printable import printable
 from ..wire import Packed
 from .grpc_common import METHOD, PROTOCOL, Tls, check_address, grpc, keepalive
+from .identity import Identity, identify
 from .limits import connection_options
 from .member import Start
 from .session import FRAME, Closed, Received, Session, control, read_control
 
 HELLO_S = 15.0  # a connection that has not said by then who it is is closed
+STRANGERS = 64  # streams beyond two for each client; they are ended at once
 Refusal = Callable[[str, Mapping[str, Any]], str | None]  # by name and hello: why a party cannot take part
+Barred = Callable[[Identity], str | None]  # why a certificate or a name is not let in at all
 
 
 @dataclass
@@ -27,6 +31,8 @@ class Peer:
 
     session: Session
     life: str  # of its process
+    identity: Identity
+    cancel: Callable[[], Any] = lambda: None  # ends the newest stream
     connection: int = 0
     alive: bool = False
     said: dict[str, Any] = field(default_factory=dict)
@@ -34,30 +40,39 @@ class Peer:
 
 @dataclass(frozen=True)
 class Event:
-    """What the network threads hand to the thread that computes: up, down, or something received."""
+    """What the network threads hand to the thread that computes: up, down, something received, or what was wrong with it."""
 
     client: int
     session: Session
     received: Received | None = None
     up: bool = False
+    wrong: str = ""
 
 
 class Gate:
     """Listens, lets in who is named, and puts what comes into `events`."""
 
     def __init__(
-        self, address: str, names: Sequence[str], refusal: Refusal, *, tls: Tls | None, keepalive_s: float = 20.0
+        self,
+        address: str,
+        names: Sequence[str],
+        refusal: Refusal,
+        *,
+        tls: Tls | None,
+        keepalive_s: float = 20.0,
+        barred: Barred = lambda identity: None,
     ) -> None:
         check_address(address, tls is None, "--listen")
-        self.names, self.refusal, self.tls = list(names), refusal, tls
+        self.names, self.refusal, self.tls, self.barred = list(names), refusal, tls, barred
         self.events: queue.Queue[Event] = queue.Queue()
         self.peers: dict[int, Peer] = {}
+        self.pending: Counter[tuple[str, ...]] = Counter()  # streams whose hello is not read yet, by the certificate's names
         self.lock = threading.Lock()
         self.pool = ThreadPoolExecutor(2 * len(names) + 8, thread_name_prefix="cutlayer-stream")
         self.server = grpc.server(
             self.pool,
             options=[("grpc.so_reuseport", 0), *keepalive(keepalive_s), *connection_options(len(names))],
-            maximum_concurrent_rpcs=2 * len(names) + 8,
+            maximum_concurrent_rpcs=2 * len(names) + STRANGERS,
         )
         handler = grpc.stream_stream_rpc_method_handler(self._converse)
         service, method = METHOD[1:].split("/")
@@ -95,8 +110,22 @@ class Gate:
 
     def turn_away(self, k: int, why: str) -> None:
         """End a client's connection for what it did."""
-        self.peers[k].session.close()
-        self.peers[k].said = {"why": why}
+        with self.lock:
+            self.peers[k].said = {"why": why}
+            self._release(self.peers[k].session)
+
+    def turn_away_barred(self) -> dict[int, str]:
+        """End the connections of clients that are barred by now, and return why, by client."""
+        found = {k: why for k, peer in self.peers.items() if not peer.session.closed and (why := self.barred(peer.identity))}
+        for k, why in found.items():
+            self.turn_away(k, why)
+        return found
+
+    def _release(self, session: Session) -> None:
+        """Close a session and drop what it sent and nobody has looked at; the caller holds the lock."""
+        session.close()
+        with self.events.mutex:
+            self.events.queue = deque(event for event in self.events.queue if event.session is not session)
 
     def untaken(self, who: Iterable[int], patience: float) -> list[int]:
         """Wait until some clients have taken what was sent, and return those towards which nothing has moved for `patience` seconds."""
@@ -112,17 +141,14 @@ class Gate:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _converse(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        timer = threading.Timer(HELLO_S, context.cancel)
-        timer.daemon = True
-        timer.start()
-        try:
-            hello = read_control(next(requests))
-            k, peer, connection = self._admit(hello, context)
-        except (BadInput, StopIteration, grpc.RpcError) as error:
-            yield control(kind="refused", why=str(error), busy=isinstance(error, Busy))
-            return
-        finally:
-            timer.cancel()
+        identity = self._identify(context)
+        with self._waiting(identity, context):
+            try:
+                hello = read_control(next(requests))
+                k, peer, connection = self._admit(hello, identity, context)
+            except (BadInput, StopIteration, grpc.RpcError) as error:
+                yield control(kind="refused", why=str(error), busy=isinstance(error, Busy))
+                return
         session = peer.session
         context.add_callback(lambda: session.detach(connection))
         welcome = control(kind="welcome", client=k, received=session.received, fresh=peer.said["fresh"])
@@ -133,18 +159,59 @@ class Gate:
         if session.closed and "why" in peer.said:
             yield control(kind="refused", why=peer.said["why"], busy=False)
 
-    def _admit(self, hello: Mapping[str, Any], context: Any) -> tuple[int, Peer, int]:
+    def _identify(self, context: Any) -> Identity:
+        """Return who opens a stream, empty in plain text; ends the stream if it is nobody who may take part.
+
+        The status that ends a stream waits for nobody, so a stranger occupies no thread.
+        """
+        if self.tls is None:
+            return Identity(frozenset())
+        try:
+            identity = identify(context)
+        except ValueError as error:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the certificate cannot be read ({error})"[:500])
+        if identity.names.isdisjoint(self.names):
+            made_out = printable(", ".join(sorted(identity.names)), 80) or "nobody"
+            why = f"the certificate is made out to {made_out}: {made_out!r} is not a client of this run; those are {', '.join(self.names)}"
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+        if (barred := self.barred(identity)) is not None:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, barred)
+        return identity
+
+    @contextmanager
+    def _waiting(self, identity: Identity, context: Any) -> Iterator[None]:
+        """Let a stream wait for its hello, for HELLO_S seconds; ends it if another one of the same names does so already."""
+        names = tuple(sorted(identity.names.intersection(self.names)))
+        with self.lock:
+            full = self.pending[names] >= (len(names) or len(self.names))
+            self.pending[names] += not full
+        if full:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{', '.join(names)}: another stream is being opened")
+        timer = threading.Timer(HELLO_S, context.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            with self.lock:
+                self.pending[names] -= 1
+
+    def _admit(self, hello: Mapping[str, Any], identity: Identity, context: Any) -> tuple[int, Peer, int]:
         """Return the client, its process and the number of its connection; raises BadInput with the reason if it cannot come in."""
         name = hello.get("name")
         if not isinstance(name, str) or not isinstance(hello.get("life"), str) or not isinstance(hello.get("received"), int):
             raise BadInput("this hello lacks a name, a life or a number")
         if hello.get("protocol") != PROTOCOL:
             raise BadInput(f"this server speaks protocol {PROTOCOL}, and {name!r:.80} protocol {hello.get('protocol')!r:.20}")
-        if self.tls is not None and name not in (found := names_in(context)):
-            raise BadInput(f"the certificate is made out to {', '.join(sorted(found)) or 'nobody'}, not to {name!r:.80}")
+        if self.tls is not None and name not in identity.names:
+            raise BadInput(
+                f"the certificate is made out to {printable(', '.join(sorted(identity.names)), 80)}, not to {name!r:.80}"
+            )
         if name not in self.names:
             raise BadInput(f"{name!r:.80} is not a client of this run; those are {', '.join(self.names)}")
-        if (why := self.refusal(name, hello)) is not None:
+        identity = identity if self.tls is not None else Identity(frozenset({name}))
+        if (why := self.barred(identity)) is not None or (why := self.refusal(name, hello)) is not None:
             raise BadInput(why)
         k = self.names.index(name)
         with self.lock:
@@ -154,27 +221,37 @@ class Gate:
                 raise Busy(f"{name} is connected already; a second connection for the same party is not let in")
             if peer is None or not known:
                 if peer is not None:
-                    peer.session.close()
-                peer = self.peers[k] = Peer(Session(), hello["life"])
+                    peer.cancel()
+                    self._release(peer.session)
+                peer = self.peers[k] = Peer(Session(), hello["life"], identity)
             received = hello["received"] if known else 0
             if not 0 <= received <= peer.session.last:
                 raise BadInput(f"{name} has received {received} messages, and {peer.session.last} were sent")
+            peer.cancel()  # of an older stream of this client
+            peer.cancel = context.cancel
             peer.connection, peer.alive = peer.session.attach(received), True
             peer.said = {**hello, "fresh": not known}
             return k, peer, peer.connection
+
+    def _hand_on(self, event: Event) -> None:
+        with self.lock:
+            if not event.session.closed:
+                self.events.put(event)
 
     def _read(self, k: int, peer: Peer, connection: int, requests: Iterator[bytes]) -> None:
         session = peer.session
         if not peer.said["fresh"]:
             self.events.put(Event(k, session, up=True))
         try:
+            session.wait_for_room(connection)  # of what came on an earlier connection
             for record in requests:
                 if (received := session.feed(connection, record)) is not None:
-                    self.events.put(Event(k, session, received))
+                    self._hand_on(Event(k, session, received))
                     session.wait_for_room(connection)
         except BadInput as error:
-            if session.connection == connection:
+            if session.connection == connection and self.peers[k] is peer:
                 self.turn_away(k, str(error))
+                self.events.put(Event(k, session, wrong=str(error)))
         except Exception:  # gRPC raises whatever broke the connection; the session waits for the next one
             pass
         finally:
@@ -187,10 +264,3 @@ class Gate:
 
 class Busy(BadInput):
     """Somebody is there already; it may be a connection that nobody has noticed to be dead."""
-
-
-def names_in(context: Any) -> set[str]:
-    """Return the names that a peer's certificate is made out to."""
-    found = context.auth_context()
-    keys = ("x509_common_name", "x509_subject_alternative_name")
-    return {printable(value.decode(errors="replace"), 80) for key in keys for value in found.get(key, ())}

@@ -117,6 +117,14 @@ class Host:
         if self.begun and not self.over and k not in self.server.schedule.absent:
             self._again()
 
+    def exclude(self, k: int, why: str) -> None:
+        """Go on without a client that may not come back, as after `patience`; what it did since the newest mark is undone."""
+        self.lost(k)
+        if self.over:
+            self.server.schedule.absent.add(k)
+        elif self.begun and k not in self.server.schedule.absent and not self._go_on_without(k, why):
+            self._again()
+
     def frame(self, k: int, packed: Packed, label: int) -> None:
         """Handle one message of a client; what belongs to before a roll-back is dropped."""
         if packed.incarnation != self.incarnation or not self.begun:
@@ -147,21 +155,25 @@ class Host:
         for k in away:
             self.missed[k] = self.missed.get(k, 0.0) + seconds
         for k in [k for k in away if self.missed[k] > self.patience]:
-            rest = self.num_clients - len(self.server.schedule.absent) - 1
             if self.over:
                 self.server.schedule.absent.add(k)
-            elif rest >= self.quorum:
-                mark = self._again()
-                self.say(f"{self.names[k]} has been away for {self.patience:g} s; the others go on without it from mark {mark}")
-                self._leave(k)
+            elif self._go_on_without(k, f"has been away for {self.patience:g} s"):
                 return
-            elif not self.told:
-                self.told = True
-                self.say(f"waiting for {self.names[k]}: without it {rest} clients are left, and quorum is {self.quorum}")
 
     def marked(self) -> None:
         """Be told that the server has written a mark."""
         self.heard.clear()
+
+    def _go_on_without(self, k: int, why: str) -> bool:
+        """Let the others go on from the newest mark; return False if fewer than `quorum` would be left."""
+        rest = self.num_clients - len(self.server.schedule.absent) - 1
+        if rest >= self.quorum:
+            self.say(f"{self.names[k]} {why}; the others go on without it from mark {self._again()}")
+            self._leave(k)
+        elif not self.told:
+            self.told = True
+            self.say(f"waiting for {self.names[k]}: without it {rest} clients are left, and quorum is {self.quorum}")
+        return rest >= self.quorum
 
     def _leave(self, k: int) -> None:
         self._send(self.server.handle(Message("left", client=k)))

@@ -109,7 +109,7 @@ class Session:
             self.received = self.taken = self.told_taken = 0  # numbers of messages that came, were taken, and were said to be
             self.untold = 0  # bytes that were taken and not said to be
             self.untaken = 0  # bytes that came and were not taken
-            self.at, self.connection, self.closed = 0, 0, False
+            self.at, self.connection, self.closed, self.lost = 0, 0, False, False
             self.partial, self.filled = room(0), 0
             self.moved = time.monotonic()  # when a chunk was last given to a connection, or something was taken
             self.changed.notify_all()
@@ -149,7 +149,7 @@ class Session:
             self.moved = time.monotonic()
             while self.unacked and not self.closed and (left := self.moved + patience - time.monotonic()) > 0:
                 self.changed.wait(left)
-            return not self.unacked
+            return not self.unacked and not self.lost
 
     def attach(self, received: int) -> int:
         """Begin a connection whose other end has received so many messages, and return its number; the one before it is over."""
@@ -169,9 +169,11 @@ class Session:
                 self.changed.notify_all()
 
     def close(self) -> None:
-        """End everything; what is not taken is lost."""
+        """End everything; what is not taken is lost, and its memory is released."""
         with self.changed:
-            self.closed = True
+            self.closed, self.lost = True, self.lost or bool(self.unacked)
+            self.unacked.clear()
+            self.partial, self.filled = room(0), 0
             self.changed.notify_all()
 
     def records(self, connection: int) -> Iterator[bytes]:
