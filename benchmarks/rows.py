@@ -16,6 +16,7 @@ from cutlayer.schema import line_table
 
 RESULTS = Path(__file__).parent / "results"
 MACHINE = {"data_dir", "device", "num_threads", "precision"}  # fields that say where a run was, not what it was
+NAMES = {"scheme"}  # fields that only name others
 COMPARED = {"device", "precision"}  # those within which runs are compared
 
 
@@ -43,7 +44,7 @@ def labelled(row: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
 def same(row: Mapping[str, Any], recipe: Mapping[str, Any], but: Set[str] = MACHINE) -> bool:
     """Return whether the fields of a row's recipe, which may be of an earlier version, are those of a recipe."""
     then, now = recorded(row), json.loads(json.dumps(recipe))
-    return all(then[key] == now[key] for key in then.keys() & now.keys() - but)
+    return all(then[key] == now[key] for key in then.keys() & now.keys() - but - NAMES)
 
 
 def write(name: str, row: dict[str, Any]) -> None:

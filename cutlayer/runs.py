@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
+from .recipes.recipe import CUSTOM
 from .recipes.recorded import recorded
 
 APART = ("name", "seed", "data_dir", "options")  # fields that say nothing about the configuration
@@ -84,7 +85,7 @@ def word(value: Any) -> str:
 def differences(runs: Sequence[Run]) -> list[str]:
     """Return the fields in which recipes differ; a field that some lack, as another method's option, is none by that alone.
 
-    Where schemes differ, what follows from a run's scheme alone is left out.
+    Where schemes differ, a field that follows from the scheme alone is left out, unless some run's scheme is custom.
     """
     names = dict.fromkeys(k for run in runs for k in run.recipe if k not in APART)
     found = [k for k in names if len({word(run.recipe[k]) for run in runs if k in run.recipe}) > 1]
@@ -94,7 +95,8 @@ def differences(runs: Sequence[Run]) -> list[str]:
         k: {(run.recipe["scheme"], word(run.recipe[k])) for run in runs if k in run.recipe and "scheme" in run.recipe}
         for k in found
     }
-    return [k for k in found if k == "scheme" or len(pairs[k]) > len({scheme for scheme, _ in pairs[k]})]
+    schemes = {k: {scheme for scheme, _ in pairs[k]} for k in found}
+    return [k for k in found if k == "scheme" or CUSTOM in schemes[k] or len(pairs[k]) > len(schemes[k])]
 
 
 def groups_of(runs: Sequence[Run]) -> list[Group]:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import BadInput
 from .named import RECIPES, named
-from .recipe import FIELDS, Recipe, make, names_of, options_for, owners, replaced, with_scheme
+from .recipe import CUSTOM, FIELDS, Recipe, make, names_of, options_for, owners, replaced, with_scheme
 from .recorded import recorded
 from .schemes import SCHEMES
 from .toml import read
@@ -28,6 +29,10 @@ def override(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Recipe:
 
     Options that `base` has for another method or schedule than the result's are left out; among the changes they are an error.
     """
+    if changes.get("scheme") == CUSTOM:
+        raise BadInput(
+            f"scheme = {CUSTOM!r} stands for no fields; name a scheme of cutlayer list schemes, or change single fields"
+        )
     scheme = SCHEMES.get(str(changes.get("scheme")))
     changed = {**(scheme.fields if scheme else {}), **changes}
     before = with_scheme(base)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import MISSING
 from typing import Annotated, Any, Literal, get_type_hints
 
 import pydantic
@@ -60,7 +61,10 @@ Pairs = Annotated[dict[str, str], pydantic.BeforeValidator(_pairs)]
 class Recipe:
     """Everything that decides a run but the method's and the schedule's own options, which are kept in `options` and flat in `flat()`."""
 
-    scheme: Annotated[str, "known name of a whole scheme (cutlayer list schemes); any field overrides it"] = "vanilla"
+    scheme: Annotated[
+        str,
+        "known name of a whole scheme (cutlayer list schemes); any field overrides it; custom: no known one has these fields",
+    ] = "vanilla"
     name: Annotated[str, "a name for the reader"] = ""
     data: Annotated[str, "data set (cutlayer list data), or package.module:object giving cl.data.Data"] = "digits"
     data_dir: Annotated[str | None, "folder with the data files; else $CUTLAYER_DATA"] = None
@@ -167,8 +171,12 @@ class Recipe:
         return fields | dataclasses.asdict(self.method_options()) | dataclasses.asdict(self.schedule_options())
 
     def digest(self) -> str:
-        """Return the SHA-256 of the sorted recipe without where it runs and lies."""
-        kept = {k: v for k, v in self.flat().items() if k not in OUTSIDE and k != "scheme"}
+        """Return the SHA-256 of the sorted recipe, without fields at their default and without where it runs and lies.
+
+        So a new field leaves the digests of earlier recipes as they are.
+        """
+        default = defaults(Recipe) | defaults(options_of(self.method)) | defaults(schedule_class(self.schedule).Options)
+        kept = {k: v for k, v in self.flat().items() if k not in OUTSIDE and k != "scheme" and (k, v) not in default.items()}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -180,6 +188,7 @@ OTHER_WORDS = {  # what other programs call a field
     "learning_rate": "lr", "epochs": "rounds", "clients": "num_clients", "dataset": "data", "lambda": "lambda_weight",
     "split": "cut", "head": "auxiliary",
 }  # fmt: skip
+CUSTOM = "custom"  # the scheme of a recipe that has all fields of no known one
 FIELDS = tuple(f.name for f in dataclasses.fields(Recipe) if f.name != "options")
 
 
@@ -208,6 +217,12 @@ def schedule_class(name: str) -> Any:
     return found_class("schedule", name, SCHEDULES)
 
 
+def defaults(kind: type) -> dict[str, Any]:
+    """Return the default of each field of a dataclass that has one."""
+    found = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in dataclasses.fields(kind)}
+    return {name: value for name, value in found.items() if value is not MISSING}
+
+
 def names_of(kind: type) -> set[str]:
     """Return the names of a dataclass's fields."""
     return {field.name for field in dataclasses.fields(kind)}
@@ -224,7 +239,7 @@ def with_scheme(fields: Mapping[str, Any]) -> dict[str, Any]:
     from .schemes import SCHEMES
 
     name = fields.get("scheme")
-    if name is None:
+    if name in (None, CUSTOM):
         return dict(fields)
     if not isinstance(name, str) or name not in SCHEMES:
         raise unknown("scheme", str(name), SCHEMES)
@@ -292,9 +307,17 @@ def make(fields: Mapping[str, Any]) -> Recipe:
 
 
 def scheme_of(recipe: Recipe) -> str:
-    """Return the scheme that a recipe names, or if it says something else, the one that says exactly that, if there is one."""
+    """Return the scheme whose fields a recipe all has, the named one first; `custom` if there is none.
+
+    A scheme with a tail fixes that there is one, not where it begins.
+    """
     from .schemes import SCHEMES
 
     flat = recipe.flat()
-    holds = [name for name, row in SCHEMES.items() if all(flat.get(k) == v for k, v in row.fields.items())]
-    return recipe.scheme if recipe.scheme in holds or not holds else holds[0]
+
+    def matches(fields: Mapping[str, Any]) -> bool:
+        tails = "tail" not in fields or (fields["tail"] is None) == (flat["tail"] is None)
+        return tails and all(flat.get(name) == value for name, value in fields.items() if name != "tail")
+
+    names = [name for name, row in SCHEMES.items() if matches(row.fields)]
+    return recipe.scheme if recipe.scheme in names else (names or [CUSTOM])[0]
