@@ -1,9 +1,8 @@
 """What a run would cost, before it is run: bytes, memory, parameters, from a few steps on real batches."""
 
 import dataclasses
-import math
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle, islice, repeat
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import codecs
 from .building import order
 from .client import Client, Record
 from .costs import macs
@@ -18,18 +18,23 @@ from .cut import Parts
 from .data.partition import Partition, split
 from .data.sources import Source
 from .fit import fitted, single_samples
-from .meter import Direction
+from .meter import Direction, Meter
 from .parties import Parties, build
-from .program import program
+from .program import Sends, program
 from .recipes.recipe import Recipe, method_class, names_of
 from .run import data_of, parts_of, task_of
+from .server import Handler, Server
 from .slots import load_slots, slots
 from .task import Batch, Task
 from .transports import inprocess
-from .wire import Exchange, Packed
+from .transports.link import Link
+from .wire import Exchange, Message, family
 
 Payload = Counter[tuple[Direction, str]]
-Phase = Callable[[int, int, int], Hashable]
+Steps = Counter[tuple[int, Sends | int]]  # by samples, and what is sent: as declared, or the number of an observed step
+Exchanges = tuple[list[tuple[Direction, Message]], list[tuple[Direction, Message]]]  # messages of the first and second step
+Rows = Callable[[int], int]
+PER_SAMPLE = ("smashed", "labels", "context", "features", "feature_grad", "cut_grad")  # roles with a row for each sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,40 +56,30 @@ class Estimate:
 
 @single_samples()
 def estimate(recipe: Recipe) -> Estimate:
-    """Take as many steps of each batch size as the method's periods ask for and count them as often as the run takes them.
+    """Take two training steps of a whole batch, and count their messages as often as the run sends them.
 
-    What crosses between turns is counted by running the whole protocol with batches that are nothing.
+    Messages of smaller batches are those of the whole batch with fewer rows. Hand-overs and evaluations are counted by running the
+    protocol with a method that computes nothing.
     """
     data = data_of(recipe).to(recipe.device)
     clients = split(data.train, recipe)
     parts = parts_of(recipe, data)
     task = fitted(task_of(recipe), recipe, parts, data.train)
     turns = [[len(batch) for batch in order(recipe, len(share), k, 0)] for k, share in enumerate(clients.shares)]
-    phase, period, several = _phases(recipe)
-    peak: dict[str, int] = {}
-    costs: dict[int, dict[Hashable, Payload]] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)
     try:
-        taken = max(period, recipe.options.get("delay", 0) + 1) + 1  # by then a regressor has had its first lesson, too
-        for size in {size for sizes in turns for size in sizes}:
-            costs[size] = {}
-            for seen in (1, 0) if several else (0,):  # also a step that is the first of a round and not of a period
-                probe, found = _steps(recipe, parts, clients, data.train, task, size, phase, taken, seen)
-                costs[size] |= found
-            peak = {side: max(peak.get(side, 0), probe.meter.peak[side]) for side in ("client", "server")}
-        how_often = recipe.schedule_options()
-        if getattr(how_often, "server_copies", False):
+        whole = max(size for sizes in turns for size in sizes)
+        joint = [sizes[0] for sizes in turns] if recipe.options.get("server_order") == "concatenated" else [whole]
+        probe, exchanges = _two_steps(recipe, parts, clients, data.train, task, whole, joint)
+        peak = {side: probe.meter.peak[side] for side in ("client", "server")}
+        if recipe.options.get("server_copies"):
             peak["server"] += (len(clients) - 1) * probe.server.owned()
-        if getattr(how_often, "server_order", "") == "concatenated":
-            together = sum(sizes[0] for sizes in turns)
-            joint, _ = _steps(recipe, parts, clients, data.train, task, together, phase, 2, 0)
-            peak["server"] = max(peak["server"], joint.meter.peak["server"])
         modules = probe.parts()
         counts = macs(modules, data.train.batch(torch.tensor([0]), None))
-        total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns, phase)
-        for (size, at), count in steps.items():
-            for key, nbytes in costs[size][at].items():
+        total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns)
+        for (size, sends), count in steps.items():
+            for key, nbytes in _payload(recipe, probe, exchanges, sends, whole, size).items():
                 total[key] += nbytes * count
     finally:
         torch.set_num_threads(threads)
@@ -92,12 +87,13 @@ def estimate(recipe: Recipe) -> Estimate:
     for (direction, role), nbytes in total.items():
         payload[direction][role] = nbytes
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    return Estimate(payload, peak, parameters, counts, sum(steps.values()), _inexact(recipe, task, turns))
+    inexact = _inexact(recipe, task, turns) or _undeclared(recipe, exchanges)
+    return Estimate(payload, peak, parameters, counts, sum(steps.values()), inexact)
 
 
 def _inexact(recipe: Recipe, task: Task, turns: list[list[int]]) -> str:
     if task.ragged:
-        return "graphs differ in size, and these were counted on a few batches"
+        return "graphs differ in size, and these were counted on one batch"
     if recipe.schedule == "asynchronous" and (recipe.simulated() or any(sizes != turns[0] for sizes in turns)):
         return "clients merge as they come, and who is faster takes more turns; these were counted with as many turns for each"
     if any(part.startswith("minifloat@") for codec in recipe.codec.values() for part in codec.split("+")):
@@ -105,64 +101,115 @@ def _inexact(recipe: Recipe, task: Task, turns: list[list[int]]) -> str:
     return ""
 
 
-def _steps(
-    recipe: Recipe,
-    parts: Parts,
-    clients: Partition,
-    source: Source,
-    task: Task,
-    size: int,
-    phase: Phase,
-    num_steps: int,
-    seen: int,
-) -> tuple[Parties, dict[Hashable, Payload]]:
-    """Run one client, that has `seen` so many, for some steps of one batch size; return the parties and a step's bytes by phase."""
-    share = torch.tensor(list(islice(cycle(clients.shares[0].tolist()), size * num_steps)))
+def _undeclared(recipe: Recipe, exchanges: Exchanges) -> str:
+    """Return the reason if a method without `sends` may send other messages in later steps than in its first two."""
+    if hasattr(method_class(recipe.method), "sends"):
+        return ""
+    first, second = ([(direction, message.kind) for direction, message in step] for step in exchanges)
+    every = [name for name, value in recipe.options.items() if name.endswith("_every") and value not in (0, 1)]
+    if first == second and not every:
+        return ""
+    return f"method {recipe.method} does not declare in which steps it sends (`sends`); its first two steps stand for all"
+
+
+def _two_steps(
+    recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, size: int, joint: Sequence[int]
+) -> tuple[Parties, Exchanges]:
+    """Run one client for two steps of `size` samples; return the parties, and the messages of each step.
+
+    If the method declares `sends`, both steps send all that any step sends. The server computes each message as one step with
+    copies of it for batches of `joint` samples.
+    """
+    share = torch.tensor(list(islice(cycle(clients.shares[0].tolist()), 2 * size)))
     one = dataclasses.replace(clients, shares=(share,))
     options = {k: v for k, v in recipe.options.items() if k not in names_of(type(recipe.schedule_options()))}
+    if hasattr(method_class(recipe.method), "sends"):
+        options |= {name: 1 for name in options if name.endswith("_every")}
     alone = dataclasses.replace(
         recipe, rounds=1, num_clients=1, warmup_rounds=0, batch_size=size, local_epochs=1, schedule="relay", options=options
     )
     parties = build(alone, parts, one, source, task, lambda: None)
-    if seen:
-        parties.methods[0].load({"seen": seen})
-    client = parties.clients[0]
-    by_step: list[Payload] = [Counter() for _ in range(num_steps)]
-
-    def tap(direction: Direction, packed: Packed) -> None:
-        if packed.message.kind not in ("sync", "go"):
-            for role, nbytes in packed.payload().items():
-                by_step[client.step][direction, role] += nbytes
-
-    inprocess.run(
-        {0: program(client, parties.methods[0], parties.batches[0])}, parties.server, parties.ends, parties.meter, tap=tap
-    )
-    return parties, {phase(0, t, t + seen): cost for t, cost in enumerate(by_step)}
+    if list(joint) != [size]:
+        handle = parties.server.handlers["smashed"]
+        together = partial(_together, handle, [partial(_rows, task, parties.clients[0], size, n) for n in joint])
+        parties.server.handlers = {**parties.server.handlers, "smashed": together}
+    exchanges: Exchanges = ([], [])
+    life = program(parties.clients[0], parties.methods[0], parties.batches[0])
+    inprocess.run({0: _watched(life, exchanges)}, parties.server, parties.ends, parties.meter)
+    return parties, exchanges
 
 
-def _phases(recipe: Recipe) -> tuple[Phase, int, bool]:
-    """Return what decides which messages a step sends, from its round, its number in it and in the run.
+def _together(handle: Handler, rows: Sequence[Rows], server: Server, messages: list[Message]) -> list[Message]:
+    """Let the server take one step on a message and copies of it with other numbers of rows; return the message's own reply."""
+    return handle(server, [_resized(messages[0], each) for each in rows])[:1]
 
-    And after how many steps all came, and whether periods of a round and of the run meet, so that they come in other pairs too.
-    """
-    every = [n for name, n in recipe.options.items() if name.endswith("_every") and isinstance(n, int)]
-    period = math.lcm(*every, 1)
-    of_method = getattr(method_class(recipe.method), "phase", None)
-    if of_method is not None:
-        both = {"lambda_every", "send_every"} <= recipe.options.keys() and min(every) > 1
-        return partial(of_method, recipe.method_options()), period, both
-    return lambda round, step, seen: seen % period, period, False
+
+def _watched(life: Exchange[None], exchanges: Exchanges) -> Exchange[None]:
+    """Run a client's program, and note every training message under its step."""
+    reply: Message | None = None
+    while True:
+        try:
+            sent = life.send(reply)
+        except StopIteration:
+            return
+        if isinstance(sent, Message) and not sent.is_sync:
+            exchanges[sent.step].append(("up", sent))
+        reply = yield sent
+        if reply is not None and reply.kind != "go":
+            exchanges[reply.step].append(("down", reply))
+
+
+def _rows(task: Task, client: Client, whole: int, size: int, rows: int) -> int:
+    """Return the rows of a tensor in a batch of `size` samples, from its rows in the whole batch."""
+    if rows == whole:
+        return size
+    if client.reducer is not None and rows == client.reducer.rows(whole):
+        return client.reducer.rows(size)
+    return round(rows * size / whole) if task.ragged else rows
+
+
+def _resized(message: Message, rows: Rows) -> Message:
+    """Return a message with other numbers of rows; weights and losses have none."""
+    tensors = {
+        role: tensor[torch.arange(rows(len(tensor))) % len(tensor)] if family(role) in PER_SAMPLE and tensor.dim() else tensor
+        for role, tensor in message.tensors.items()
+    }
+    return dataclasses.replace(message, tensors=tensors)
+
+
+def _payload(recipe: Recipe, probe: Parties, exchanges: Exchanges, sends: Sends | int, whole: int, size: int) -> Payload:
+    """Return the payload bytes of one step on `size` samples; `sends` as declared by the method, or the number of the step."""
+    client = probe.clients[0]
+    mine, theirs = (codecs.build(recipe.codec, recipe.seed, 0, end) for end in ("client", "server"))
+    link, cost = Link([(mine, theirs)], Meter(recipe.device)), Payload()
+    for direction, message in _messages(exchanges, sends):
+        _, packed = link.carry(direction, _resized(message, partial(_rows, client.task, client, whole, size)))
+        for role, nbytes in packed.payload().items():
+            cost[direction, role] += nbytes
+    return cost
+
+
+def _messages(exchanges: Exchanges, sends: Sends | int) -> list[tuple[Direction, Message]]:
+    """Return the messages of a step: of a full one the part that it sends, or those of the first or of the second step."""
+    if isinstance(sends, int):
+        return exchanges[sends]
+    if not sends.up:
+        return []
+    last = max((i for i, (direction, _) in enumerate(exchanges[0]) if direction == "up"), default=-1)
+    return exchanges[0] if sends.down else exchanges[0][: last + 1]
 
 
 class Counting:
-    """A method that computes and sends nothing, and counts its steps by batch size and phase."""
+    """A method that computes and sends nothing, and counts its steps by batch size and by what a real step would send."""
 
-    def __init__(self, sizes: list[int], phase: Phase, steps: Counter[tuple[int, Hashable]]) -> None:
-        self.sizes, self.phase, self.steps, self.seen = sizes, phase, steps, 0
+    def __init__(self, recipe: Recipe, sizes: list[int], steps: Steps) -> None:
+        declared = getattr(method_class(recipe.method), "sends", None)
+        self.sends = partial(declared, recipe.method_options()) if declared else lambda round, step, seen: min(seen, 1)
+        self.sizes, self.steps, self.seen = sizes, steps, 0
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
         yield from ()
-        self.steps[self.sizes[client.step], self.phase(client.round, client.step, self.seen)] += 1
+        self.steps[self.sizes[client.step], self.sends(client.round, client.step, self.seen)] += 1
         self.seen += 1
         return {}
 
@@ -181,22 +228,21 @@ def _protocol(
     task: Task,
     state: dict[str, Tensor],
     turns: list[list[int]],
-    phase: Phase,
-) -> tuple[Payload, Counter[tuple[int, Hashable]]]:
-    """Return the bytes of all hand-overs and evaluations, and the steps taken by (batch size, phase).
+) -> tuple[Payload, Steps]:
+    """Return the bytes of all hand-overs and evaluations, and the number of steps by batch size and what they send.
 
     `state` is what an optimizer holds once it has stepped.
     """
     parties = build(recipe, parts, clients, source, task, lambda: None)
     parties.server.part = None  # no losses, no decisions: what is counted is that everything is sent
-    none, steps = Batch(torch.empty(0), torch.empty(0)), Counter[tuple[int, Hashable]]()
+    none, steps = Batch(torch.empty(0), torch.empty(0)), Steps()
     programs = {}
     for client, sizes, its in zip(parties.clients, turns, parties.batches, strict=True):
         load_slots(client, state)
         nothing = its._replace(iterate=lambda round, first, num=its.per_round: repeat(none, num - first))  # type: ignore[misc]
-        programs[client.id] = program(client, Counting(sizes, phase, steps), nothing)
+        programs[client.id] = program(client, Counting(recipe, sizes, steps), nothing)
     inprocess.run(programs, parties.server, parties.ends, parties.meter)
-    payload: Payload = Counter()
+    payload = Payload()
     for (direction, role, _), nbytes in parties.meter.payload.items():
         payload[direction, role] += nbytes  # type: ignore[index]
     return payload, steps

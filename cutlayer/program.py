@@ -1,15 +1,25 @@
 """A client's life as a generator: sync, turn, sync, ...; what a method is."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .client import Batches, Client, Record
 from .task import Batch
 from .wire import Exchange, Message
 
 
+class Sends(NamedTuple):
+    """Whether a step sends activations, and whether its last message is answered."""
+
+    up: bool
+    down: bool
+
+
 class Method(Protocol):
     """Where the client's gradient comes from; one file and one row in METHODS.
+
+    `sends(options, round, step, seen)`, a static method, declares what a step sends (`Sends`), for an exact estimate before a run;
+    `seen` counts the client's steps in all rounds. Without it every step is taken to send the same.
 
     One that asks for replies that it collects later has `settle(client)`, which collects them before a turn ends and at marks.
     One that names it as its base has nothing of its own to keep.

@@ -27,9 +27,13 @@ class BatchMerge(Drawing):
         super().__init__(draws)
         self.ratio, self.tokens = ratio, tokens
 
+    def rows(self, n: int) -> int:
+        """Return the number of merged rows for n samples."""
+        return max(1, math.ceil(self.ratio * n))
+
     def clusters(self, rows: Tensor) -> Tensor:
         """Return the cluster (N,) of each of the rows (N, D); no cluster is empty."""
-        k = max(1, math.ceil(self.ratio * len(rows)))
+        k = self.rows(len(rows))
         first = torch.randperm(len(rows), generator=self.draws(rows.device), device=rows.device)[:k]
         centres = rows[first]
         for _ in range(self.STEPS):

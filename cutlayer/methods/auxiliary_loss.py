@@ -11,6 +11,7 @@ from ..auxiliary import AuxiliaryOptions, add_auxiliary, forward_share
 from ..client import Client, Record
 from ..cut import Smashed
 from ..greedy import Greedy, freeze_first, names
+from ..program import Sends
 from ..task import Batch
 from ..wire import Exchange
 
@@ -58,10 +59,10 @@ class AuxiliaryLoss:
         return options.lambda_weight != 0
 
     @staticmethod
-    def phase(options: AuxiliaryLossOptions, round: int, step: int, seen: int) -> tuple[bool, bool]:
+    def sends(options: AuxiliaryLossOptions, round: int, step: int, seen: int) -> Sends:
         """Return whether a step sends activations, and whether it asks for their gradient."""
         asks = options.lambda_weight != 0 and seen % options.lambda_every == 0
-        return asks or step % options.send_every == 0, asks
+        return Sends(asks or step % options.send_every == 0, asks)
 
     @staticmethod
     def server_part(options: AuxiliaryLossOptions) -> Greedy | None:
@@ -78,7 +79,7 @@ class AuxiliaryLoss:
         o, t = self.options, self.seen
         self.seen += 1
         z, sent, own = forward_share(client, batch, o.backward_share)
-        sends, asks = self.phase(o, client.round, client.step, t)
+        sends, asks = self.sends(o, client.round, client.step, t)
         reply = None
         if sends:
             reply = yield from client.uplink(sent, batch, gradient=asks)

@@ -9,6 +9,7 @@ from pydantic import Field
 from ..aligned import Aligned
 from ..auxiliary import HeadOptions, auxiliary_loss, head_of
 from ..client import Client, Record
+from ..program import Sends
 from ..task import Batch
 from ..wire import Exchange
 
@@ -55,13 +56,13 @@ class FslSage:
         return Aligned(options) if options.align_rounds else None
 
     @staticmethod
-    def phase(options: FslSageOptions, round: int, step: int, seen: int) -> tuple[bool, bool]:
+    def sends(options: FslSageOptions, round: int, step: int, seen: int) -> Sends:
         """Return whether a step sends activations, and whether it asks for a head; `seen` are steps that had one."""
         asks = options.align_rounds > 0 and (not seen or (step == 0 and round % options.align_rounds == 0))
-        return asks or step % options.send_every == 0, asks
+        return Sends(asks or step % options.send_every == 0, asks)
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
-        sends, asks = self.phase(self.options, client.round, client.step, int(self.has_head))
+        sends, asks = self.sends(self.options, client.round, client.step, int(self.has_head))
         z = client.forward(batch)
         reply = (yield from client.uplink(z, batch, gradient=asks)) if sends else None
         if reply is not None:

@@ -12,6 +12,7 @@ from ..client import Client, Record
 from ..cut import Smashed
 from ..errors import BadInput
 from ..models.regressors import build_regressor
+from ..program import Sends
 from ..task import Batch
 from ..wire import Exchange
 
@@ -52,13 +53,18 @@ class SyntheticGradient:
     def comes_back(options: SyntheticGradientOptions) -> bool:
         return True
 
+    @staticmethod
+    def sends(options: SyntheticGradientOptions, round: int, step: int, seen: int) -> Sends:
+        """Return that every step sends activations, and whether it asks for their gradient."""
+        return Sends(True, seen % options.true_every == 0)
+
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
         o, t = self.options, self.seen
         self.seen += 1
         z = client.forward(batch)
         if any(value.is_floating_point() for value in z.others.values()):
             raise BadInput("method 'synthetic_gradient' guesses one tensor, and several cross here; cut elsewhere")
-        asks = t % o.true_every == 0
+        _, asks = self.sends(o, client.round, client.step, t)
         reply = yield from client.uplink(z, batch, gradient=asks, later=o.delay > 0)
         if asks:
             self.pending.append((t, z.main.detach(), batch.y, reply.tensors["cut_grad"] if reply else None))

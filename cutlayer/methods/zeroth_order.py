@@ -9,7 +9,7 @@ from torch import Tensor
 from ..auxiliary import HeadOptions, auxiliary_loss, head_of
 from ..client import Client, Record
 from ..probes import Probes
-from ..program import Method
+from ..program import Method, Sends
 from ..shifts import Shift, zeros
 from ..task import Batch
 from ..wire import Exchange
@@ -60,9 +60,10 @@ class ZerothOrder(Method):
     dialogue = waits  # a batch takes several messages
 
     @staticmethod
-    def phase(options: ZerothOrderOptions, round: int, step: int, seen: int) -> bool:
-        """Return whether a step sends activations."""
-        return step % options.send_every == 0
+    def sends(options: ZerothOrderOptions, round: int, step: int, seen: int) -> Sends:
+        """Return whether a step sends activations, and whether it is answered: probes of the server's loss always are."""
+        asks = options.probe == "server"
+        return Sends(asks or step % options.send_every == 0, asks)
 
     @staticmethod
     def server_part(options: ZerothOrderOptions) -> Probes | None:
