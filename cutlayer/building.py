@@ -19,7 +19,8 @@ from .errors import Advice, BadInput
 from .fit import drawing_part, overwrites, two
 from .meter import Meter
 from .program import Method
-from .recipes.recipe import Recipe, method_class, schedule_class
+from .recipes.options import method_class, schedule_class
+from .recipes.recipe import Recipe
 from .schedules import Plan
 from .schedules.parallel import period
 from .server import Server

@@ -21,7 +21,8 @@ from .fit import fitted, single_samples
 from .meter import Direction, Meter
 from .parties import Parties, build
 from .program import Sends, program
-from .recipes.recipe import Recipe, method_class, names_of
+from .recipes.options import method_class, names_of
+from .recipes.recipe import Recipe
 from .run import data_of, parts_of, task_of
 from .server import Handler, Server
 from .slots import load_slots, slots

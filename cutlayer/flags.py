@@ -12,7 +12,7 @@ from tyro.conf import arg
 
 from .errors import BadInput
 from .recipes import Recipe
-from .recipes.recipe import help_of, owners
+from .recipes.options import help_of, owners
 
 PATHS = ("--out", "--data-dir", "--data_dir", "--weights", "--ca", "--cert", "--key")
 

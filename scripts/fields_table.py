@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cutlayer.methods import METHODS
 from cutlayer.recipes import RECIPES, Recipe
-from cutlayer.recipes.recipe import help_of, make, method_class, schedule_class
+from cutlayer.recipes.options import help_of, method_class, schedule_class
+from cutlayer.recipes.recipe import make
 from cutlayer.recipes.toml import to_toml
 from cutlayer.schedules import SCHEDULES
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from cutlayer.errors import BadInput
 from cutlayer.join import join
 from cutlayer.methods import METHODS
-from cutlayer.recipes.recipe import make, method_class
+from cutlayer.recipes.options import method_class
+from cutlayer.recipes.recipe import make
 from cutlayer.serve import Serving
 
 BASE = {

@@ -12,7 +12,8 @@ from cutlayer.codecs import CODECS
 from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
 from cutlayer.recipes.legal import refusal
-from cutlayer.recipes.recipe import Recipe, make, method_class, options_of, schedule_class
+from cutlayer.recipes.options import method_class, options_of, schedule_class
+from cutlayer.recipes.recipe import Recipe, make
 from cutlayer.schedules import SCHEDULES
 from cutlayer.wire import dumps, loads
 

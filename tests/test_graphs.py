@@ -14,7 +14,8 @@ from cutlayer.data.graphs import COLLECTION, Graphs
 from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
 from cutlayer.models.gin import GIN, Graph, gin
-from cutlayer.recipes.recipe import make, method_class, options_of
+from cutlayer.recipes.options import method_class, options_of
+from cutlayer.recipes.recipe import make
 from cutlayer.streams import stream
 from cutlayer.task import Task
 

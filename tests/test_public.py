@@ -5,7 +5,7 @@ import sys
 
 import cutlayer as cl
 from cutlayer.recipes import FIELDS
-from cutlayer.recipes.recipe import options_of, schedule_class
+from cutlayer.recipes.options import options_of, schedule_class
 
 PUBLIC = {
     "BadInput", "Batch", "Message", "Parts", "Result", "RunFailed", "Smashed", "Task",

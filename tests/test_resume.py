@@ -16,7 +16,8 @@ from cutlayer.cut import uncut
 from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
 from cutlayer.outputs import alone_in
-from cutlayer.recipes.recipe import make, method_class
+from cutlayer.recipes.options import method_class
+from cutlayer.recipes.recipe import make
 from cutlayer.run import run_recipe, train
 from cutlayer.task import Task
 

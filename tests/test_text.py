@@ -18,7 +18,8 @@ from cutlayer.methods.fsl_sage import FslSageOptions
 from cutlayer.models.heads import build_head
 from cutlayer.models.transformer import Transformer
 from cutlayer.recipes import load
-from cutlayer.recipes.recipe import make, method_class, options_of
+from cutlayer.recipes.options import method_class, options_of
+from cutlayer.recipes.recipe import make
 from cutlayer.schedules.base import Plan
 from cutlayer.schedules.parallel import Parallel, ParallelOptions
 from cutlayer.server import Server

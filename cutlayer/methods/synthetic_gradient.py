@@ -1,10 +1,9 @@
 """Synthetic gradients: a regressor at the client guesses the gradient at the cut (Jaderberg et al., arXiv 1608.05343)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ..auxiliary import squared_error
@@ -16,7 +15,7 @@ from ..program import Sends
 from ..task import Batch
 from ..wire import Exchange
 
-Count = Annotated[int, Field(ge=1)]
+Lesson = tuple[int, Tensor, Tensor, Tensor | None]  # step, z, targets, true gradient if it has come
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class SyntheticGradientOptions:
     """The regressor, and how often and how late it is taught."""
 
     regressor: Annotated[str, "what guesses the gradient: linear, deep"] = "deep"
-    regressor_width: Annotated[Count, "channels of the deep regressor's hidden layers"] = 64
+    regressor_width: Annotated[PositiveInt, "channels of the deep regressor's hidden layers"] = 64
     regressor_lr: Annotated[Annotated[float, Field(ge=0)], "its learning rate"] = 0.01
-    true_every: Annotated[Count, "the server's gradient comes back on every k-th step"] = 1
+    true_every: Annotated[PositiveInt, "the server's gradient comes back on every k-th step"] = 1
     delay: Annotated[Annotated[int, Field(ge=0)], "steps until the regressor learns from it, before which nobody waits"] = 1
     conditioned: Annotated[bool, "the regressor sees the labels (cDNI)"] = True
     normalised: Annotated[bool, "targets are divided by the running root mean square of true gradients"] = True
@@ -44,8 +43,7 @@ class SyntheticGradient:
 
     def __init__(self, options: SyntheticGradientOptions, client: Client) -> None:
         self.options, self.seen, self.size = options, 0, 0.0
-        # steps whose true gradient the regressor has not learned from: number, z, targets, the gradient if it is there
-        self.pending: list[tuple[int, Tensor, Tensor, Tensor | None]] = []
+        self.pending: list[Lesson] = []
         module = build_regressor(options.regressor, client.task, conditioned=options.conditioned, width=options.regressor_width)
         client.add("regressor", module, squared_error, lr=options.regressor_lr)
 
@@ -55,7 +53,6 @@ class SyntheticGradient:
 
     @staticmethod
     def sends(options: SyntheticGradientOptions, round: int, step: int, seen: int) -> Sends:
-        """Return that every step sends activations, and whether it asks for their gradient."""
         return Sends(True, seen % options.true_every == 0)
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
@@ -99,6 +96,6 @@ class SyntheticGradient:
     def state(self) -> dict[str, Any]:
         return {"seen": self.seen, "size": self.size, "pending": [list(entry) for entry in self.pending]}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         self.seen, self.size = state["seen"], state["size"]
         self.pending = [(number, z, y, true) for number, z, y, true in state["pending"]]

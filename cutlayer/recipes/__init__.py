@@ -6,7 +6,8 @@ from typing import Any
 
 from ..errors import BadInput
 from .named import RECIPES, named
-from .recipe import CUSTOM, FIELDS, Recipe, make, names_of, options_for, owners, replaced, with_scheme
+from .options import names_of, owners
+from .recipe import CUSTOM, FIELDS, Recipe, make, options_for, replaced, with_scheme
 from .recorded import recorded
 from .schemes import SCHEMES
 from .toml import read

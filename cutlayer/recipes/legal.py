@@ -13,7 +13,8 @@ from ..named import find
 from ..schedules import SCHEDULES
 from ..schedules.parallel import period
 from ..task import Task
-from .recipe import Recipe, method_class
+from .options import method_class
+from .recipe import Recipe
 
 TABLES: dict[str, Mapping[str, Any]] = {
     "data": DATASETS, "model": MODELS, "partition": PARTITIONS, "schedule": SCHEDULES,
