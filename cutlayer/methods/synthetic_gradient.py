@@ -56,8 +56,7 @@ class SyntheticGradient:
         return Sends(True, seen % options.true_every == 0)
 
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
-        o, t = self.options, self.seen
-        self.seen += 1
+        o, t, self.seen = self.options, self.seen, self.seen + 1
         z = client.forward(batch)
         if any(value.is_floating_point() for value in z.others.values()):
             raise BadInput("method 'synthetic_gradient' guesses one tensor, and several cross here; cut elsewhere")
@@ -82,16 +81,15 @@ class SyntheticGradient:
         if true is None:
             true = (yield from client.collect(client.step - (t - number))).tensors["cut_grad"]
         square = float(true.float().square().mean())
-        self.size = square if not self.size else 0.99 * self.size + 0.01 * square
-        scale = self.size**-0.5 if self.options.normalised and self.size else 1.0
-        return client.loss("regressor", Smashed(z), Batch(true * scale, y))
+        self.size = 0.99 * self.size + 0.01 * square if self.size else square
+        true = true * self.size**-0.5 if self.options.normalised and self.size else true
+        return client.loss("regressor", Smashed(z), Batch(true, y))
 
     def settle(self, client: Client) -> Exchange[None]:
         """Collect what is on its way, before a turn ends or a mark is written."""
-        for i, (number, z, y, true) in enumerate(self.pending):
+        for i, (t, z, y, true) in enumerate(self.pending):
             if true is None:
-                reply = yield from client.collect(client.step - (self.seen - number))
-                self.pending[i] = number, z, y, reply.tensors["cut_grad"]
+                self.pending[i] = t, z, y, (yield from client.collect(client.step - (self.seen - t))).tensors["cut_grad"]
 
     def state(self) -> dict[str, Any]:
         return {"seen": self.seen, "size": self.size, "pending": [list(entry) for entry in self.pending]}
