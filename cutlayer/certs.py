@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .errors import BadInput
+from .private import make_folder
 from .transports.grpc_common import SERVER_NAME, Tls
 
 try:
@@ -28,7 +29,7 @@ class Authority:
     """A new authority whose key is nowhere but here; it writes its certificate, and issues others, to a folder."""
 
     def __init__(self, folder: Path, days: float = DAYS) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder, self.name, self.key = folder, _name("cutlayer demo authority"), ec.generate_private_key(ec.SECP256R1())
         builder = _certificate(self.name, self.key.public_key(), self.name, days)
         self.ca = self._sign(builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True), "ca")

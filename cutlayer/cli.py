@@ -30,6 +30,7 @@ from .console import (
 )  # fmt: skip
 from .errors import Advice, BadInput, RunFailed, shortage
 from .flags import Fields, check_paths, current_folder, folder_of, given, none
+from .integrity import check_trained
 from .meter import heard
 from .printable import printable
 from .recipes import Recipe, fields_of, load
@@ -179,6 +180,11 @@ def report(folders: Positional[tuple[Path, ...]], /, out: Path = Path("report.ht
         raise BadInput(f"no summary.json in {', '.join(without) or 'nothing given'}; name folders that run or compare wrote")
     once = {path.parent.resolve(): path.parent for paths in found.values() for path in paths}
     runs = [read(folder) for folder in once.values()]
+    for folder in once.values():
+        try:
+            check_trained(folder)
+        except BadInput as damage:  # its figures are in files of their own
+            warnings.warn(f"{damage}; the report shows its figures all the same", Advice, stacklevel=1)
     page = write(runs, out)
     show_runs(runs)
     show_paths({"report": page})

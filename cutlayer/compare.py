@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import BadInput, RunFailed
+from .integrity import check_trained
 from .outputs import check_folder
 from .recipes import FIELDS, Recipe, options_of, override, toml
 from .recipes.recipe import OUTSIDE, make
@@ -85,6 +86,7 @@ def run_in(recipe: Recipe, folder: Path, **how: Any) -> Run:
     done = (folder / "summary.json").exists()
     if not done or recipe.data_dir not in (None, toml.read(folder / "recipe.toml").get("data_dir")):
         run_recipe(recipe, folder, **how)
+    check_trained(folder)
     return read(folder)
 
 

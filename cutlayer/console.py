@@ -16,6 +16,7 @@ from rich.text import Text
 
 from .errors import Advice, BadInput, RunFailed, shortage
 from .estimate import Estimate
+from .integrity import check_trained
 from .printable import printable
 from .recipes.schemes import Scheme
 from .report import Run, read, rows
@@ -168,5 +169,6 @@ def show_schemes(schemes: Mapping[str, Scheme]) -> None:
 
 def show_finished(folder: Path) -> None:
     """Print a finished run's figures, and where they lie."""
+    check_trained(folder)
     show_runs([read(folder)])
     show_paths({"report": folder / "report.html", "figures as JSON": folder / "summary.json", "weights": folder / "weights"})

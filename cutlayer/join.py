@@ -9,7 +9,8 @@ import torch
 from .data.partition import split
 from .errors import BadInput
 from .handshake import about
-from .outputs import check_folder, save_weights, write
+from .outputs import check_folder, save_weights
+from .private import make_folder, write
 from .recipes.recipe import Recipe, make
 from .recipes.toml import to_toml
 from .run import data_of, parts_of, task_of
@@ -47,7 +48,7 @@ def join(
         k = line.connect()
         if not 0 <= k < recipe.num_clients:
             raise BadInput(f"the server says that {name} is client {k}, and num_clients = {recipe.num_clients}")
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         # not before, because a recipe that the server refuses may be corrected in this folder
         write(out / "recipe.toml", to_toml(recipe.flat()))
         share = torch.arange(len(data.train)) if own_data else split(data.train, recipe).shares[k]

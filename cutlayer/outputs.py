@@ -1,9 +1,10 @@
 """What a run leaves behind: records as they come, marks, the summary, weights, and events for TensorBoard."""
 
+import itertools
 import json
-import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,9 +23,11 @@ from .costs import macs
 from .cut import Parts
 from .data.partition import Partition, save as save_partition
 from .descriptors import wait_for_descriptors
-from .errors import BadInput, Busy
+from .errors import Advice, BadInput, Busy
+from .integrity import INDEX, check_weights, write_index
 from .meter import PHASES, Direction, Meter
 from .parties import Parties
+from .private import FILE, make_folder, write
 from .provenance import provenance
 from .recipes.recipe import Recipe, make
 from .recipes.recorded import recorded
@@ -69,11 +72,12 @@ class Outputs:
         if out is not None:
             check_folder(recipe, out)
             check_data(clients, release, out)
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
             write(out / "recipe.toml", to_toml(recipe.flat()))
             save_partition(clients, out / "partition.json", release)
             if not checkpoint.marks(out / "marks") and not (out / "summary.json").exists():
-                (out / "records.jsonl").write_text("")
+                set_aside(out / "records.jsonl")
+                write(out / "records.jsonl", "")
 
     def seconds(self) -> float:
         return self.elapsed + time.perf_counter() - self.began
@@ -112,7 +116,7 @@ class Outputs:
         if not self.recipe.tap or self.out is None:
             return None
         folder = self.out / "tap"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         count = len(list(folder.iterdir()))
 
         def keep(direction: Direction, packed: Packed) -> None:
@@ -148,6 +152,7 @@ class Outputs:
         )
         for name, module in modules.items():
             path = folder / f"{name}.safetensors"
+            check_weights(path)
             try:
                 module.load_state_dict(load_file(path))
             except (OSError, RuntimeError, SafetensorError) as error:
@@ -161,6 +166,7 @@ class Outputs:
 
         assert self.out is not None
         shutil.rmtree(self.out / "events", ignore_errors=True)  # of an end that was cut short
+        make_folder(self.out / "events")
         writer = SummaryWriter(self.out / "events")
         for record in self.records:
             for name, value in record.items():
@@ -209,19 +215,25 @@ class Outputs:
 
 
 @wait_for_descriptors
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_bytes(content if isinstance(content, bytes) else content.encode())
-    os.replace(new, path)
-
-
-@wait_for_descriptors
 def save_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
-    """Write trained modules as folder/<name>.safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write trained modules as folder/<name>.safetensors, and their SHA-256 as folder/index.json."""
+    make_folder(folder)
+    (folder / INDEX).unlink(missing_ok=True)  # of weights that are replaced
     for name, module in modules.items():
-        save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
+        path = folder / f"{name}.safetensors"
+        save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, path)
+        path.chmod(FILE)
+    write_index(folder, [f"{name}.safetensors" for name in modules])
+
+
+def set_aside(path: Path) -> None:
+    """Rename records that no mark belongs to, and tell it: the run begins anew, and nothing that was written is lost."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    kept = next(new for i in itertools.count(1) if not (new := path.with_name(f"{path.name}.{i}")).exists())
+    path.rename(kept)
+    told = "has records, and no mark to go on from: the run begins anew; the records are kept in"
+    warnings.warn(f"{path.parent} {told} {kept.name}", Advice, stacklevel=1)
 
 
 @contextmanager
@@ -230,9 +242,9 @@ def alone_in(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock", mode=FILE)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock.acquire(timeout=0)
     except Timeout:
         raise Busy(f"another process is at work in {folder}; wait for it, or choose another --out") from None

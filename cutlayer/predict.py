@@ -17,6 +17,7 @@ from .errors import BadInput, RunFailed
 from .evaluate import ensemble
 from .fit import fitted
 from .handshake import about, refusal
+from .integrity import check_weights
 from .meter import Meter
 from .recipes.recipe import Recipe
 from .revoked import Revoked
@@ -46,6 +47,7 @@ def load_into(module: nn.Module, path: Path) -> nn.Module:
     """Fill a module with trained weights, in eval mode; raises BadInput naming the file if it is not there or of another module."""
     if not path.exists():
         raise BadInput(f"{path} is not there; train first, or name the folder that run, serve or join wrote")
+    check_weights(path)
     try:
         module.load_state_dict(load_file(path))
     except Exception as error:

@@ -16,8 +16,9 @@ from .errors import BadInput
 from .expected import Expected
 from .fit import crossing, fitted
 from .meter import Meter
-from .outputs import Outputs, Result, write
+from .outputs import Outputs, Result
 from .parties import Parties
+from .private import write
 from .program import program
 from .recipes.recipe import Recipe
 from .rounds import Progress, Rounds, own_names

@@ -29,7 +29,8 @@ def test_run_writes_everything_it_promises(tmp_path, capsys):
         ".lock",
         "tap",
     }
-    assert {path.name for path in (out / "weights").iterdir()} == {f"{n}.safetensors" for n in ("bottom", "top", "auxiliary")}
+    weights = {f"{n}.safetensors" for n in ("bottom", "top", "auxiliary")}
+    assert {path.name for path in (out / "weights").iterdir()} == {*weights, "index.json"}
     summary = json.loads((out / "summary.json").read_text())
     promised = {
         "accuracy_final", "accuracy_last5", "accuracy_peak", "rounds", "bytes", "input_bytes", "seconds", "peak_memory_bytes",

@@ -9,7 +9,8 @@ import cutlayer
 
 PACKAGE = Path(cutlayer.__file__).parent
 LEVELS = (
-    {"errors", "descriptors", "printable", "streams", "task", "named", "averaging", "message", "frame", "wire", "codecs", "reducing",
+    {"errors", "descriptors", "integrity", "printable", "private",
+     "streams", "task", "named", "averaging", "message", "frame", "wire", "codecs", "reducing",
      "models", "trace", "cut", "frozen",
      "training", "slots",
      "data.partition", "data.augment", "data.files"},

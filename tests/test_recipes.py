@@ -6,7 +6,7 @@ import pytest
 
 from cutlayer.building import left_out, lr_factor, order
 from cutlayer.errors import BadInput
-from cutlayer.outputs import write
+from cutlayer.private import write
 from cutlayer.recipes import RECIPES, fields_of, load, override
 from cutlayer.recipes.recipe import make
 from cutlayer.recipes.schemes import SCHEMES

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import BadInput, unknown
-from ..outputs import write
 from ..predict import Owner, weights_of
+from ..private import write
 from ..recipes import load
 from . import distance_correlation, inversion, labels
 from .seen import Closed, Effort, Seen, Tick, seen_of

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..models.blocks import chain, conv_bn_relu
 from ..models.decoders import Nearest
 from ..predict import Owner
+from ..private import FILE
 from ..streams import drawing, stream
 from .seen import Closed, Effort, Seen, Tick
 
@@ -125,3 +126,4 @@ def draw(pictures: Pictures, path: Path) -> None:
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
     figure.savefig(path, dpi=100)
+    path.chmod(FILE)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..named import find, made
+from ..private import write
 from ..streams import stream
 from .sources import Source
 
@@ -279,6 +280,4 @@ def save(partition: Partition, path: Path, release: str = "") -> None:
         "name": partition.name, "version": version, "tries": partition.tries, "release": release, "counts": counts,
         "shares": shares,
     }  # fmt: skip
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(told))
-    new.replace(path)  # whole or not at all: it is read when a run goes on
+    write(path, json.dumps(told))

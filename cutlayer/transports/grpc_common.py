@@ -2,7 +2,9 @@
 
 import ipaddress
 import math
+import os
 import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,15 +30,20 @@ class Tls(NamedTuple):
     key: Path
 
     def read(self) -> tuple[bytes, bytes, bytes]:
-        """Return the files' bytes; raises BadInput naming the one that cannot be read."""
+        """Return the files' bytes; raises BadInput naming the one that cannot be read, or a key that others can read."""
         found = []
         for name, path in self._asdict().items():
             try:
                 found.append(path.read_bytes())
+                mode, owner = path.stat().st_mode, path.stat().st_uid
             except OSError as error:
                 raise BadInput(
                     f"--{name} {str(path)!r}: {error.strerror}; cutlayer certs demo DIR makes a whole set"
                 ) from error
+            if name == "key" and owner == os.getuid() and mode & 0o077:  # as ssh does
+                raise BadInput(
+                    f"--key {str(path)!r} can be read by others (mode {mode & 0o777:o}); chmod 600 {shlex.quote(str(path))}"
+                )
         return found[0], found[1], found[2]
 
 
