@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .errors import BadInput, RunFailed
-from .outputs import write
+from .private import write
 
 ANSWER_S = 60.0  # a server answers between two messages; an evaluation may take long
 ASKED, ANSWERED = ".readmit-{}.request", ".readmit-{}.answer"
