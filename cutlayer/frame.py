@@ -62,6 +62,7 @@ DTYPES = (
 )  # fmt: skip
 CODE_OF = {dtype: code for code, dtype in enumerate(DTYPES)}
 MAX_ROLES, MAX_RANK, MAX_NAME, MAX_BYTES = 10_000, 8, 512, 1 << 32
+MAX_NUMBERS, MAX_PARTS, MAX_HEADER = 1024, 32_768, 8 << 20  # of a frame; parts are those of all roles together
 CONTIGUOUS, CHANNELS_LAST = 0, 1
 
 
@@ -111,11 +112,21 @@ def _header(packed: Packed) -> bytes:
             body.append(struct.pack("<BBB", CODE_OF[part.dtype], _layout(part), part.dim()) + sizes)
     rest = b"".join(body)
     size = _padded(FIXED.size + len(rest), 64)
+    num_parts = sum(len(role.parts) for role in packed.roles)
+    if num_parts > MAX_PARTS or not _is_bounded(size, len(m.numbers), len(packed.roles)):
+        raise BadInput(
+            f"a message of kind {m.kind!r} has {len(m.numbers)} numbers and {len(packed.roles)} tensors in {num_parts} parts; at most "
+            f"{MAX_NUMBERS}, {MAX_ROLES} and {MAX_PARTS} are sent, in a header of {MAX_HEADER >> 20} MiB"
+        )
     fixed = FIXED.pack(
         MAGIC, VERSION, REPLIES.index(m.reply), m.open, size, m.client, m.step, packed.incarnation,
         len(m.numbers), len(packed.roles), 0,
     )  # fmt: skip
     return (fixed + rest).ljust(size, b"\0")
+
+
+def _is_bounded(size: int, num_numbers: int, num_roles: int) -> bool:
+    return size <= MAX_HEADER and num_numbers <= MAX_NUMBERS and num_roles <= MAX_ROLES
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -169,9 +180,13 @@ class _Reader:
 
 
 def _shapes(reader: _Reader, num_roles: int) -> Iterator[tuple[str, bool, list[tuple[torch.dtype, int, tuple[int, ...]]]]]:
+    left = MAX_PARTS
     for _ in range(num_roles):
         role = reader.name()
         coded, num_parts = reader.take("<BB")
+        left -= num_parts
+        if left < 0:
+            raise BadInput(f"frame refused: its tensors have more than {MAX_PARTS} parts")
         parts = []
         for _ in range(num_parts):
             code, layout, rank = reader.take("<BBB")
@@ -224,8 +239,13 @@ def outline(data: bytes | bytearray | memoryview) -> Outline:
     magic, version, reply, is_open, size, client, step, incarnation, num_numbers, num_roles, checksum = FIXED.unpack_from(view)
     if magic != MAGIC or version != VERSION:
         raise BadInput(f"frame refused: magic {magic!r} version {version}; this is {MAGIC!r} version {VERSION}")
-    if reply >= len(REPLIES) or is_open > 1 or not FIXED.size <= size <= len(view) or num_roles > MAX_ROLES:
+    if reply >= len(REPLIES) or is_open > 1 or not FIXED.size <= size <= len(view):
         raise BadInput("frame refused: its header is out of bounds")
+    if not _is_bounded(size, num_numbers, num_roles):
+        raise BadInput(
+            f"frame refused: a header of {size} bytes for {num_numbers} numbers and {num_roles} tensors; at most {MAX_HEADER}, "
+            f"{MAX_NUMBERS} and {MAX_ROLES}"
+        )
     reader = _Reader(view[:size], FIXED.size)
     kind = reader.name()
     numbers = {}

@@ -71,6 +71,9 @@ def test_the_page_of_the_wire_has_the_codes_and_bounds(tmp_path):
     page = " ".join((ROOT / "docs" / "wire.md").read_text().split())
     assert ", ".join(str(dtype).removeprefix("torch.") for dtype in frame.DTYPES) in page
     assert f"{frame.MAX_ROLES:,} roles" in page
+    assert (
+        f"{frame.MAX_PARTS:,} parts in all, {frame.MAX_NUMBERS:,} numbers and a header of {frame.MAX_HEADER >> 20} MiB" in page
+    )
     assert f"{frame.MAX_RANK} axes" in page
     assert f"{frame.MAX_BYTES >> 30} GiB" in page
     assert f"at most {frame.MAX_NAME}" in page

@@ -1,3 +1,4 @@
+import tracemalloc
 import zlib
 
 import pytest
@@ -148,3 +149,31 @@ def test_parts_that_no_codec_made_are_refused_or_decoded_but_never_break_it(name
         assert isinstance(unpack(loads(dumps(packed)), ends).tensors["smashed"], torch.Tensor)
     except BadInput:
         return
+
+
+def with_counts(num_numbers, num_roles, body):
+    """Return a frame whose header has these counts before these bytes."""
+    size = -(-(FIXED.size + len(body)) // 64) * 64
+    fixed = FIXED.pack(b"CUTL", 1, 0, 0, size, 0, 0, 0, num_numbers, num_roles, 0)
+    return (fixed + body).ljust(size, b"\0")
+
+
+def test_a_header_of_many_parts_is_refused_before_they_are_built():
+    role = b"\x01\x00a" + b"\x01\xff" + 255 * (b"\x00\x00\x01" + bytes(8))
+    many = with_counts(0, 10_000, b"\x04\x00sync" + 2_500 * role)  # 637,500 empty parts
+    tracemalloc.start()
+    with pytest.raises(BadInput, match="more than 32768 parts"):
+        loads(many, checked=False)
+    with pytest.raises(BadInput, match="a header of 28"):
+        loads(with_counts(0, 10_000, b"\x04\x00sync" + 10_000 * role), checked=False)
+    with pytest.raises(BadInput, match="for 1025 numbers"):
+        loads(with_counts(1025, 0, b"\x04\x00sync"), checked=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 << 20
+
+
+def test_a_message_that_could_not_be_read_back_is_not_written():
+    for numbers, roles in (({str(i): 0.0 for i in range(1025)}, ()), ({}, 129 * (Coded("a", True, 255 * (torch.zeros(0),)),))):
+        with pytest.raises(BadInput, match="at most 1024, 10000 and 32768 are sent"):
+            dumps(Packed(Message("sync", {}, numbers), tuple(roles)))
