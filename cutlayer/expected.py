@@ -32,6 +32,7 @@ class Expected:
         self.slots = SLOTS[type(client.optimizer)] if client.hand_over == "carry" else frozenset()
         self.trained = set(parameter_names(client).values())
         self.asked: dict[int, int] = {}
+        self.batches: dict[int, float] = {}  # of a client's round, as it said when it synced
 
     def sent(self, message: Message) -> None:
         """Note what a client was told."""
@@ -80,8 +81,13 @@ class Expected:
                 self._fits(role, tensor.shape)
         if "labels" in message.tensors:
             self._labelled(message.tensors)
+        if not message.is_sync and not message.is_mark and not message.step < self.batches.get(message.client, 0.0):
+            raise BadInput(
+                f"step {message.step} in a message of kind {message.kind!r}; its round has {self.batches.get(message.client, 0):g} batches"
+            )
         if message.is_sync:
             self._counts(message)
+            self.batches[message.client] = message.numbers["batches"]
             self._tensors(message, self._wanted(message))
 
     def _labelled(self, tensors: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from .run import data_of, parts_of, task_of
 from .sides import ServerSide
 from .transports.grpc_common import Tls, check_party_name, check_seconds
 from .transports.grpc_server import Event, Gate
-from .transports.session import Session
+from .transports.session import Received, Session
 from .wire import Message, loads, pack
 
 TICK_S = 0.1
@@ -75,6 +76,7 @@ class Serving:
         self.samples: dict[int, int] = {}
         self.ready: dict[int, Session] = {}  # in which a client has said what it holds
         self.seen: dict[int, float] = {}  # when something came from a client, by the monotonic clock
+        self.unacknowledged: dict[int, deque[tuple[Session, Received]]] = {}  # messages that wait to be computed
         self.stopping = False
         self.gate = Gate(listen, self.names, self._refusal, tls=tls, keepalive_s=keepalive_s, barred=self.access.barred)
 
@@ -182,7 +184,20 @@ class Serving:
             raise
         except Exception as error:  # a stranger's message may raise anything
             self._turn_away(k, printable(str(error).partition("\n")[0]) or type(error).__name__)
-        event.session.take(received)
+        if received.frame is None:
+            event.session.take(received)
+        else:
+            self.unacknowledged.setdefault(k, deque()).append((event.session, received))
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Acknowledge the messages that are computed; a client that runs ahead of the others is stopped by its session's window."""
+        for k, held in list(self.unacknowledged.items()):
+            while len(held) > self.host.server.uncomputed[k]:
+                session, received = held.popleft()
+                session.take(received)
+            if not held:
+                del self.unacknowledged[k]
 
     def _turn_away(self, k: int, why: str) -> None:
         """End the connection of a client that sent what cannot be used, undo what it did, and go on without it after too many times."""

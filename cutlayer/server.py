@@ -1,7 +1,7 @@
 """The server: a function from a message to the replies now due; it never blocks."""
 
 import copy
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -99,6 +99,7 @@ class Server:
         self.marking: dict[int, Message] = {}
         self.running: set[int] = set()
         self.queue: deque[list[Message]] = deque()
+        self.uncomputed: Counter[int] = Counter()  # training messages of each client that wait for their turn
         self.open: dict[int, Any] = {}  # exchanges under way, with what their handler keeps
 
     def handle(self, message: Message) -> list[Message]:
@@ -117,6 +118,7 @@ class Server:
         elif message.client in self.open:  # the exchange under way goes straight on
             replies = self.handlers[message.kind](self, [message]) + self.compute([])
         else:
+            self.uncomputed[message.client] += 1
             replies = self.compute(self.schedule.due(self, message))
         return replies + self._mark()
 
@@ -129,6 +131,8 @@ class Server:
             if self.open and (not self.copies or mine in self.open):
                 continue
             self.queue.remove(step)
+            for message in step:
+                self.uncomputed[message.client] -= self.uncomputed[message.client] > 0  # those of a mark were not counted
             replies += self.handlers[step[0].kind](self, step)
         return replies
 
@@ -271,7 +275,7 @@ class Server:
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
-        for under_way in (self.waiting, self.marking, self.running, self.queue, self.open, self.sampled):
+        for under_way in (self.waiting, self.marking, self.running, self.queue, self.open, self.sampled, self.uncomputed):
             under_way.clear()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)

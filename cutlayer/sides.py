@@ -1,5 +1,6 @@
 """The two sides of a run across processes: what the server's process is made of, and what a client's is."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .program import program
 from .recipes.recipe import Recipe
 from .rounds import Progress, Rounds, own_names
 from .server import Server
+from .stored import Stored
 from .task import Task
 from .transports.host import Host
 from .transports.link import Link
@@ -72,6 +74,8 @@ class ServerSide:
         template = builder.owner(0, torch.arange(1)).client
         ends: list[tuple[Codecs, Codecs]] = [({}, builder.codecs(k, "server")) for k in range(recipe.num_clients)]
         server = builder.server(recipe.num_clients, template, {k: end for k, (_, end) in enumerate(ends)})
+        if isinstance(server.part, Stored):
+            server.part.max_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 / recipe.num_clients
         self.parties = Parties([], [], [], server, ends, meter, template=template)
         self.rounds.follow(self.parties)
         link = Link(ends, meter, self.outputs.tap())

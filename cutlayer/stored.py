@@ -1,12 +1,14 @@
 """The server's part of loss-based asynchronous training: the state, and the activations it stored, as they came."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from .errors import BadInput
 from .kept import packed_of, roles_tree
 from .steps import train_step
 from .streams import stream
@@ -51,8 +53,10 @@ class Stored:
     def __init__(self, options: Any) -> None:
         self.options = options
         self.now, self.rested = A, 0
+        self.max_bytes = math.inf  # of one client; a server of other processes sets it
         self.remembered: float | None = None
         self.store: dict[tuple[int, int], Packed] = {}
+        self.stored: Counter[int] = Counter()  # bytes by client
         self.came: set[int] = set()  # whose activations came in this round
         self.handlers = {"smashed": self.handle}
 
@@ -72,8 +76,17 @@ class Stored:
             self.came.add(message.client)
             packed = message.packed
             assert packed is not None
+            self._reserve(message.client, message.step, packed)
             self.store[message.client, message.step] = replace(packed, message=replace(packed.message, reply="none"))
         return train_step(server, messages)
+
+    def _reserve(self, client: int, step: int, packed: Packed) -> None:
+        """Count the bytes of a client's stored activations; raises BadInput if they would be more than `max_bytes`."""
+        old = self.store.get((client, step))
+        total = self.stored[client] + packed.nbytes - (0 if old is None else old.nbytes)
+        if total > self.max_bytes:
+            raise BadInput(f"its stored activations would take {total:.3g} bytes; at most {self.max_bytes:.3g} are kept")
+        self.stored[client] = total
 
     def end_round(self, server: "Server") -> None:
         """Train on the store if the clients rested, and decide the next state."""
@@ -91,6 +104,7 @@ class Stored:
             found = A
         if found != C:
             self.store = {}
+            self.stored.clear()
         self.now, self.came = found, set()
 
     def owned(self) -> int:
@@ -113,3 +127,6 @@ class Stored:
             (client, step): packed_of(Message("smashed", {}, {}, client, step, "none"), roles)
             for client, step, roles in state["store"]
         }
+        self.stored = Counter()
+        for (client, _), packed in self.store.items():
+            self.stored[client] += packed.nbytes
