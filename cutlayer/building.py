@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from . import codecs
 from .client import Batches, Client
 from .cut import Parts
+from .data.items import read_batch
 from .data.sources import Source
 from .errors import Advice, BadInput
-from .fit import drawing_part, overwrites, two
+from .fit import drawing_part, extreme_samples, overwrites
 from .meter import Meter
 from .program import Method
 from .recipes.options import method_class, schedule_class
@@ -106,12 +107,13 @@ def order(recipe: Recipe, n: int, client: int, round: int) -> list[Tensor]:
 
 
 def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Callable[[], None] = lambda: None) -> Batches:
-    """Return a client's batches; order and augmentation are streams of the recipe's seed."""
+    """Return a client's batches; order, augmentation and what items draw are streams of the recipe's seed."""
     place = placement(recipe)
 
     def iterate(round: int, first: int) -> Iterator[Batch]:
         for step, positions in enumerate(order(recipe, len(share), client, round)[first:], first):
-            batch = source.batch(share[positions], stream(recipe.seed, "augment", client, round, step))
+            at = client, round, step
+            batch = read_batch(source, share[positions], stream(recipe.seed, "augment", *at), recipe.seed, "items", *at)
             tick()
             yield batch._replace(x=place(batch.x))
 
@@ -189,12 +191,12 @@ class Builder:
         server = Server(
             place_module(recipe, copy.deepcopy(self.parts.top)), schedule_class(recipe.schedule)(self.how_often, plan),
             self.training, self.task, meter=self.meter, part=make_part(self.options) if make_part else None, codecs=ends,
-            copy_input=overwrites(self.parts, self.source.batch(two(self.source), None)),
+            copy_input=overwrites(self.parts, extreme_samples(self.source)),
         )  # fmt: skip
         if getattr(server.schedule, "needs_start", False):
             server.weights = {name: tensor.clone() for name, tensor in client.weights().items()}
         if recipe.overlap:
-            part = drawing_part({**client.modules, "top": server.top}, self.source.batch(two(self.source), None))
+            part = drawing_part({**client.modules, "top": server.top}, extreme_samples(self.source))
             if part is not None:
                 raise BadInput(
                     f"overlap: the {part} draws random numbers (dropout), and both threads would draw from one generator; drop one"

@@ -15,6 +15,7 @@ from .building import order
 from .client import Client, Record
 from .costs import macs
 from .cut import Parts
+from .data.items import read_batch
 from .data.partition import Partition, split
 from .data.sources import Source
 from .fit import fitted, single_samples
@@ -77,7 +78,7 @@ def estimate(recipe: Recipe) -> Estimate:
         if recipe.options.get("server_copies"):
             peak["server"] += (len(clients) - 1) * probe.server.owned()
         modules = probe.parts()
-        counts = macs(modules, data.train.batch(torch.tensor([0]), None))
+        counts = macs(modules, read_batch(data.train, torch.tensor([0]), None, 0, "macs"))
         total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns)
         for (size, sends), count in steps.items():
             for key, nbytes in _payload(recipe, probe, exchanges, sends, whole, size).items():

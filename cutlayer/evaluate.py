@@ -1,6 +1,6 @@
 """Accuracy of the recomposed parts on a whole evaluation set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .cut import Smashed
+from .data.items import read_batch
 from .data.sources import Source
 from .descriptors import wait_for_descriptors
 from .frozen import evaluating
-from .task import Task
+from .task import Batch, Task
 
 HEAD_WEIGHT = 0.25  # of 0.1, 0.25, 0.5, 0.75 and 1 the best on average on held-out images of CIFAR-10
 
@@ -24,6 +25,12 @@ def ensemble(output: Tensor, head: Tensor) -> Tensor:
     return output.float().log_softmax(1) + HEAD_WEIGHT * head.float().log_softmax(1)
 
 
+def evaluation_batches(source: Source, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Yield all samples in order; what items draw from global generators is the same in every round."""
+    for step, index in enumerate(torch.arange(len(source)).split(batch_size)):
+        yield read_batch(source, index, None, seed, "evaluation items", step=step)
+
+
 @wait_for_descriptors
 def recomposed(
     modules: Mapping[str, nn.Module],
@@ -33,17 +40,18 @@ def recomposed(
     place: Callable[[Tensor], Tensor] = lambda x: x,
     through: Callable[[Smashed], Smashed] = lambda z: z,
     batch_size: int = 500,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Return the task's metrics of tail(top(bottom(x))) over every sample, and the auxiliary head's as auxiliary_<metric>.
 
     In classification also those of both together, as ensemble_<metric>. Eval mode, no augmentation; the modules' modes are put back.
     `place` lays out a batch of inputs, `through` is what becomes of what crosses on its way, if a codec is to be evaluated too.
+    `seed` is that of the run.
     """
     outputs: dict[str, list[Tensor]] = {"": []}
     targets = []
     with evaluating(modules.values()), torch.no_grad(), autocast():
-        for index in torch.arange(len(source)).split(batch_size):
-            batch = source.batch(index, None)
+        for batch in evaluation_batches(source, batch_size, seed):
             z = Smashed.through(modules["bottom"], batch._replace(x=place(batch.x)))
             arrived = through(z)
             output = modules["top"](arrived.main, **arrived.others)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .cut import Parts, Smashed, refuse_shared
+from .data.items import read_batch
 from .data.sources import Source
 from .errors import BadInput, RunFailed
 from .recipes.recipe import Recipe
@@ -25,7 +26,7 @@ def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
         if recipe.cut != "none" and not any(p.requires_grad for part in trained if part is not None for p in part.parameters()):
             raise BadInput(f"the {name} has no parameters to train; cut {'later' if name == 'bottom' else 'earlier'}")
     with _told("the data give no batch", "give samples of one shape and one dtype"):
-        batch = source.batch(two(source), None)
+        batch = extreme_samples(source)
     bottom, top, tail, _ = (
         copy.deepcopy(part).to(batch.x.device).eval() if isinstance(part, nn.Module) else None for part in parts
     )
@@ -61,7 +62,7 @@ def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
 
 def crossing(parts: Parts, source: Source) -> dict[str, torch.Size]:
     """Return the shape of a sample of what a client sends at the cut, by role."""
-    z, top = _entering(parts, source.batch(two(source), None))
+    z, top = _entering(parts, extreme_samples(source))
     with torch.no_grad():
         sent = {**z.tensors("smashed"), "feature_grad": top(z.main, **z.others)}
     return {role: tensor.shape[1:] for role, tensor in sent.items() if tensor.is_floating_point() or role == "smashed"}
@@ -80,6 +81,11 @@ def two(source: Source) -> Tensor:
         return torch.tensor([0, len(source) - 1])
     flat = source.labels.reshape(len(source), -1)
     return torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()]).cpu()
+
+
+def extreme_samples(source: Source) -> Batch:
+    """Return the samples of `two`; reading them leaves the global generators as they were."""
+    return read_batch(source, two(source), None, 0, "extreme samples")
 
 
 def overwrites(parts: Parts, batch: Batch) -> bool:

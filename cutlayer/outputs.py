@@ -21,6 +21,7 @@ from . import checkpoint
 from .building import left_out
 from .costs import macs
 from .cut import Parts
+from .data.items import read_batch
 from .data.partition import Partition, save as save_partition
 from .descriptors import wait_for_descriptors
 from .errors import Advice, BadInput, Busy
@@ -68,6 +69,7 @@ class Outputs:
         self.records: list[dict[str, Any]] = []
         self.elapsed, self.began = 0.0, time.perf_counter()
         self.marks = 0
+        self.reproducible = True  # False: a data set has a random generator of its own
         self.provenance = provenance()  # now, because files may change while a long run goes on
         if out is not None:
             check_folder(recipe, out)
@@ -200,13 +202,14 @@ class Outputs:
             "peak_memory_bytes": {side: meter.peak.get(side, 0) for side in ("client", "server")},
             "bytes_left_after_step": {side: meter.left.get(side, 0) for side in ("client", "server")},
             "held_byte_seconds": {side: meter.held_byte_seconds(side) for side in ("client", "server")},
-            "macs_per_sample": macs(one, source.batch(torch.tensor([0]), None)),
+            "macs_per_sample": macs(one, read_batch(source, torch.tensor([0]), None, 0, "macs")),
             "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in one.items()},
             "num_clients": len(self.clients),
             "samples": [len(share) for share in self.clients.shares],
             "left_out": [left_out(self.recipe, len(share)) for share in self.clients.shares],
             "class_counts": [[int(n) for n in row] for row in self.clients.counts],
             "seed": self.recipe.seed,
+            "reproducible": self.reproducible,
             "release": self.release,
             "recipe": self.recipe.flat(),
             "digest": self.recipe.digest(),

@@ -13,6 +13,7 @@ from .client import Batches, Client
 from .clock import Clock
 from .costs import macs
 from .cut import Parts
+from .data.items import read_batch
 from .data.partition import Partition
 from .data.sources import Source
 from .meter import Meter
@@ -118,5 +119,5 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
     built, methods, its_batches = (list(column) for column in zip(*owners, strict=True))
     parties = Parties(built, methods, its_batches, server, ends, meter, clock)
     if clock:
-        meter.cost = macs(parties.parts(), source.batch(torch.tensor([0]), None))
+        meter.cost = macs(parties.parts(), read_batch(source, torch.tensor([0]), None, 0, "macs"))
     return parties

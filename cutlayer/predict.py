@@ -14,7 +14,7 @@ from .building import Builder, placement, training
 from .cut import Smashed
 from .data.sources import Source
 from .errors import BadInput, RunFailed
-from .evaluate import ensemble
+from .evaluate import ensemble, evaluation_batches
 from .fit import fitted
 from .handshake import about, refusal
 from .integrity import check_weights
@@ -132,7 +132,7 @@ class Owner:
 
     def __init__(self, recipe: Recipe, weights: Path, client: int = 0) -> None:
         torch.set_num_threads(recipe.num_threads)
-        self.data = data_of(recipe).to(recipe.device)
+        self.recipe, self.data = recipe, data_of(recipe).to(recipe.device)
         self.parts, source = parts_of(recipe, self.data), self.data.train
         builder = Builder(recipe, self.parts, source, fitted(task_of(recipe), recipe, self.parts, source), Meter())
         made = builder.owner(client, torch.arange(1)).client
@@ -143,8 +143,7 @@ class Owner:
         }
 
     def batches(self, source: Source) -> Iterator[Batch]:
-        for index in torch.arange(len(source)).split(BATCH):
-            batch = source.batch(index, None)
+        for batch in evaluation_batches(source, BATCH, self.recipe.seed):
             yield batch._replace(x=self.place(batch.x))
 
     def outputs(self, batch: Batch, remote: Remote | None, together: bool = False) -> Tensor:

@@ -60,7 +60,8 @@ class Rounds:
         if server.schedule.plan.evaluated(round) and self.source.held_out is not None:
             task, autocast = self.parties.one.task, server.training.autocast
             place, through = placement(self.recipe), as_evaluated(self.recipe)
-            found = [recomposed(m, self.source.held_out, task, autocast, place, through) for m in self.parties.models()]
+            seed, held_out = self.recipe.seed, self.source.held_out
+            found = [recomposed(m, held_out, task, autocast, place, through, seed=seed) for m in self.parties.models()]
             record |= {name: sum(each[name] for each in found) / len(found) for name in found[0]}
             if len(found) > 1:
                 record |= {

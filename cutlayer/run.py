@@ -13,6 +13,7 @@ from . import checkpoint, models
 from .building import num_steps
 from .cut import Parts, Whole, cut, uncut
 from .data import DATASETS, load as load_data
+from .data.items import check_reproducible
 from .data.partition import PARTITIONS, Partition, split
 from .data.sources import Data
 from .diagnose import watch
@@ -160,6 +161,7 @@ def train(
             rounds.follow(parties)
             if out is not None and (out / "summary.json").exists():
                 return outputs.finished(parties)
+            outputs.reproducible = check_reproducible(source, recipe.seed)
             if out is not None and (found := checkpoint.marks(out / "marks")):
                 if replay is not None:
                     raise BadInput(

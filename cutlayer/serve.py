@@ -230,8 +230,8 @@ class Serving:
         self.host.hello(k, held)
 
 
-def figures(told: Any) -> dict[str, dict[str, float]]:
-    """Return what a client has measured; raises BadInput if it is something else."""
+def figures(told: Any) -> dict[str, Any]:
+    """Return what a client has measured, and whether its samples are reproducible; raises BadInput if it is something else."""
     wanted = ("seconds", "peak", "left", "held", "steps", "samples")
     tables = told if isinstance(told, dict) else {}
     if not all(isinstance(tables.get(name), dict) for name in wanted):
@@ -240,4 +240,6 @@ def figures(told: Any) -> dict[str, dict[str, float]]:
         for key, value in tables[name].items():
             if not isinstance(value, int | float) or not 0 <= value <= MOST:
                 raise BadInput(f"{name} {key:.40} = {value!r:.40} is no figure of a meter; those lie from 0 to {MOST:.3g}")
-    return {name: tables[name] for name in wanted}
+    if not isinstance(reproducible := tables.get("reproducible", True), bool):
+        raise BadInput(f"reproducible = {reproducible!r:.40} is neither true nor false")
+    return {**{name: tables[name] for name in wanted}, "reproducible": reproducible}

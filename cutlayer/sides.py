@@ -11,6 +11,7 @@ from torch import Tensor
 from . import checkpoint
 from .building import Builder
 from .cut import Parts
+from .data.items import check_reproducible
 from .data.partition import Partition
 from .data.sources import Source
 from .errors import BadInput
@@ -47,7 +48,8 @@ def member(
     builder = Builder(recipe, parts, source, fitted(task, recipe, parts, source), meter, tick)
     client, method, batches = builder.owner(k, share)
     life = lambda: program(client, method, batches, recipe.checkpoint_every)  # noqa: E731
-    return Member(client, method, builder.codecs(k, "client"), meter, life, out / "marks")
+    reproducible = check_reproducible(source, recipe.seed)
+    return Member(client, method, builder.codecs(k, "client"), meter, life, out / "marks", reproducible)
 
 
 class ServerSide:
@@ -78,6 +80,7 @@ class ServerSide:
             server.part.max_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 / recipe.num_clients
         self.parties = Parties([], [], [], server, ends, meter, template=template)
         self.rounds.follow(self.parties)
+        self.outputs.reproducible = check_reproducible(source, recipe.seed)
         link = Link(ends, meter, self.outputs.tap())
         expected = Expected(template, server.handlers, own_names(task), crossing(parts, source), recipe.batch_size)
         self.host = Host(server, link, self, lambda: self.parties.labels, post, expected, **how)
@@ -102,6 +105,7 @@ class ServerSide:
         meter = self.parties.meter
         for figures in self.host.finished.values():
             add(meter, figures)
+            self.outputs.reproducible &= figures["reproducible"]
         return self.outputs.finish(self.parties)
 
     def _mark(self, server: Server) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import codecs
 from ..cut import Smashed
+from ..data.items import read_batch
 from ..data.sources import MapStyle, Source
 from ..errors import BadInput
 from ..predict import Owner, load_into
@@ -100,7 +101,7 @@ class _Reading:
     """Reads what crosses of some test samples."""
 
     def __init__(self, owner: Owner, recipe: Recipe, top: Path) -> None:
-        self.owner, self.source, self.batch_size = owner, owner.data.test, recipe.batch_size
+        self.owner, self.source, self.batch_size, self.seed = owner, owner.data.test, recipe.batch_size, recipe.seed
         self.codecs = codecs.build(recipe.codec, recipe.seed, end="audit")
         self.top = None
         if "tail" in owner.modules:
@@ -117,7 +118,7 @@ class _Reading:
 
     @torch.no_grad()
     def _batch(self, index: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
-        batch = self.source.batch(index, None)
+        batch = read_batch(self.source, index, None, self.seed, "audit items", step=int(index[0]))
         x = batch.x if batch.x.is_floating_point() else None
         with self.owner.autocast():
             sent = Smashed.through(self.owner.modules["bottom"], batch._replace(x=self.owner.place(batch.x)))

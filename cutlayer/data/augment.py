@@ -4,7 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..streams import self_contained
 
+
+@self_contained
 def crop_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
     """Return images (N, C, H, W), each cropped at random from its zero-padded self and flipped with probability 1/2.
 

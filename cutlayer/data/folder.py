@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..descriptors import is_exhausted, wait_for_descriptors
 from ..errors import BadInput
+from ..streams import self_contained
 from ..task import Batch
 from .files import folders
 from .sources import Data, Source
@@ -54,6 +55,7 @@ class Folder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @self_contained
     def batch(self, index: Tensor, generator: torch.Generator | None) -> Batch:
         paths = [self.paths[i] for i in index.tolist()]
         random = generator is not None and self.augment

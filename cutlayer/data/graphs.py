@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
+from ..streams import self_contained
 from ..task import Batch
 from .files import needed, reading, release_of
 from .sources import Data, Source, check_labels
@@ -55,6 +56,7 @@ class Graphs:
     def __len__(self) -> int:
         return len(self.x)
 
+    @self_contained
     def batch(self, index: Tensor, generator: torch.Generator | None) -> Batch:
         chosen = index.tolist()
         x, edges = [self.x[i] for i in chosen], [self.edges[i] for i in chosen]

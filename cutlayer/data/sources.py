@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..errors import BadInput
+from ..streams import self_contained
 from ..task import Batch
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -74,6 +75,7 @@ class Tensors:
     def __len__(self) -> int:
         return len(self.x)
 
+    @self_contained
     def batch(self, index: Tensor, generator: torch.Generator | None) -> Batch:
         index = index.to(self.x.device)
         x = self.x[index]

@@ -46,14 +46,15 @@ class Member:
     """Runs one client's program over a line, and keeps its state whenever it waits for a sync or a mark.
 
     A state is named by its label, which no other state of this client ever has; states lie in `folder`, so that the client may be
-    killed at any moment.
+    killed at any moment. `reproducible` tells the server whether this client's samples are the same when read again under one seed.
     """
 
     def __init__(
-        self, client: Client, method: Method, codecs: Codecs, meter: Meter, program: Callable[[], Exchange[None]], folder: Path
-    ) -> None:
+        self, client: Client, method: Method, codecs: Codecs, meter: Meter, program: Callable[[], Exchange[None]], folder: Path,
+        reproducible: bool = True,
+    ) -> None:  # fmt: skip
         self.client, self.method, self.codecs, self.meter = client, method, codecs, meter
-        self.program, self.folder = program, folder
+        self.program, self.folder, self.reproducible = program, folder, reproducible
         self.built = copy.deepcopy(self._state())
         self.start = Start(0, 0)
         self.label = 0
@@ -71,7 +72,7 @@ class Member:
                     self._run(program, line)
                 finally:
                     program.close()
-                line.bye(self.meter.state())
+                line.bye({**self.meter.state(), "reproducible": self.reproducible})
                 return
             except Again as again:
                 start = again.start
