@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor
 from ..errors import BadInput
 from ..streams import self_contained
 from ..task import Batch
+from .archives import read_member
 from .files import needed, reading, release_of
 from .sources import Data, Source, check_labels
 
 SPLIT_SEED = 0
+MOST_BYTES = 32_000_000  # of an inflated member; the largest has 4.6 million
+MOST_FEATURE_BYTES = 1 << 30
 COLLECTION = {
     "mutag": "MUTAG",
     "proteins": "PROTEINS",
@@ -101,19 +105,46 @@ def tudataset(name: str, data_dir: str | None, augment: bool) -> Data:
     return Data(name, Graphs(*splits[0], num_classes, held_out), held_out, num_classes, release_of(path))
 
 
+def _check_graphs(path: Path, name: str, pairs: np.ndarray, graph: np.ndarray, num_graphs: int) -> None:
+    """Refuse the first line of which node or edge does not belong to one graph, in the order of the graphs (numbers are from 0)."""
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise BadInput(f"{path}: {name}_A.txt has lines that are no pairs of nodes; get the file again")
+
+    def refuse(wrong: Any, file: str, why: str) -> None:
+        if wrong.any():
+            line = int(wrong.argmax()) + 1
+            raise BadInput(f"{path}: {name}_{file}.txt, line {line}: {why}; get the file again, or correct the line")
+
+    refuse((graph < 0) | (graph >= num_graphs), "graph_indicator", f"no such graph; they are 1 to {num_graphs}")
+    refuse(np.diff(graph, prepend=0) < 0, "graph_indicator", "nodes must be in the order of their graphs")
+    refuse(((pairs < 0) | (pairs >= len(graph))).any(1), "A", f"no such node; they are 1 to {len(graph)}")
+    refuse(graph[pairs[:, 0]] != graph[pairs[:, 1]], "A", "the edge joins nodes of two graphs")
+
+
 def read(path: Path, name: str) -> tuple[list[Tensor], list[Tensor], np.ndarray]:
-    """Return one-hot features (nodes, d) and edges (E, 2) of each graph, and the classes (n,) from 0, of a zip file."""
+    """Return one-hot features (nodes, d) and edges (E, 2) of each graph, and the classes (n,) from 0, of a zip file.
+
+    Raises BadInput that names the line of a node or an edge that belongs to no graph or to two.
+    """
     with zipfile.ZipFile(path) as archive:
 
         def part(what: str) -> np.ndarray:
-            return np.loadtxt(io.BytesIO(archive.read(f"{name}/{name}_{what}.txt")), delimiter=",", dtype=np.int64)
+            raw = read_member(archive, f"{name}/{name}_{what}.txt", MOST_BYTES)
+            return np.loadtxt(io.BytesIO(raw), delimiter=",", dtype=np.int64, ndmin=2 if what == "A" else 1)
 
-        # IMDB-BINARY lists every pair twice
-        pairs = np.unique(part("A") - 1, axis=0)
-        graph, labels = part("graph_indicator") - 1, part("graph_labels")
+        pairs, graph, labels = part("A") - 1, part("graph_indicator") - 1, part("graph_labels")
+        _check_graphs(path, name, pairs, graph, len(labels))
+        pairs = np.unique(pairs, axis=0)  # IMDB-BINARY lists every pair twice
         labelled = f"{name}/{name}_node_labels.txt" in archive.namelist()
         tags = part("node_labels") if labelled else np.bincount(pairs[:, 0], minlength=len(graph))
-    _, tags = np.unique(tags, return_inverse=True)
+    if len(tags) != len(graph):
+        raise BadInput(f"{path}: {name}_node_labels.txt has {len(tags)} lines for {len(graph)} nodes; get the file again")
+    kinds, tags = np.unique(tags, return_inverse=True)
+    if 4 * len(kinds) * len(tags) > MOST_FEATURE_BYTES:
+        raise BadInput(
+            f"{path}: {len(tags)} nodes with {len(kinds)} different labels need more than {MOST_FEATURE_BYTES:,} bytes as one-hot "
+            f"features; get the file again"
+        )
     _, classes = np.unique(labels, return_inverse=True)
     x = torch.nn.functional.one_hot(torch.from_numpy(tags)).float()
     sizes = np.bincount(graph, minlength=len(labels))

@@ -1,11 +1,10 @@
 """CIFAR-10/100 from Parquet or the official binary archive, MNIST and Fashion-MNIST from idx files."""
 
-import gzip
 import io
 import struct
-import tarfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -14,10 +13,15 @@ from PIL import Image
 
 from ..errors import BadInput
 from . import augment as augmentation
+from .archives import read_gzip, read_tar_gzip, too_large
 from .files import decoded, fetch, joined, locate, reading
 from .sources import Data, Tensors
 
 Arrays = tuple[np.ndarray, np.ndarray]
+
+IDX_MOST_BYTES = 3 * 47_040_016  # of an inflated file, three times the training images
+CIFAR_MOST_BYTES = 3 * 184_440_000  # of the inflated archive, or of all decoded images
+PARQUET_MOST_BYTES = 3 * 75_394_799  # of the uncompressed columns of a file
 
 # the constants of the code of arXiv 2601.19261; CIFAR-10's std is the one everybody copies, not the set's own
 CIFAR_MEAN_STD = {
@@ -32,6 +36,7 @@ CIFAR_FOLDERS = {  # the archives unpacked: training files, then the test file
     "cifar10": ("cifar-10-batches-bin", (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")),
     "cifar100": ("cifar-100-binary", ("train.bin", "test.bin")),
 }
+ROWS = 1000  # of a Parquet file that are read together
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 IDX = {
     "mnist": (
@@ -112,30 +117,38 @@ def _data(
 
 
 def read_parquet(path: Path) -> Arrays:
-    """Return images (n, C, H, W) uint8 and labels (n,) of a Parquet file with columns image (JPEG or PNG) and label."""
-    table = parquet.read_table(path, columns=["image", "label"])
-    y = table["label"].to_numpy().astype(np.int64)
-    x: np.ndarray | None = None
-    for i, data in enumerate(table["image"].to_pylist()):
-        raw = data["bytes"] if isinstance(data, dict) else data  # the data-set hub wraps the bytes
-        image = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
-        if x is None:
-            x = np.empty((len(y), 3, *image.shape[:2]), np.uint8)
-        x[i] = image.transpose(2, 0, 1)
-    return (np.empty((0,), np.uint8) if x is None else x), y
+    """Return images (n, C, H, W) uint8 and labels (n,) of a Parquet file with columns image (JPEG or PNG) and label.
+
+    Raises BadInput if its columns or its images inflate to more than CIFAR's by far: what the footer says is checked first, then
+    what is read, a few rows at a time.
+    """
+    images, labels, left = list[np.ndarray](), list[np.ndarray](), PARQUET_MOST_BYTES
+    with parquet.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > left:
+            raise too_large(path, PARQUET_MOST_BYTES)
+        for rows in file.iter_batches(ROWS, columns=["image", "label"]):
+            left -= rows.nbytes
+            if left < 0:
+                raise too_large(path, PARQUET_MOST_BYTES)
+            labels.append(rows["label"].to_numpy(zero_copy_only=False).astype(np.int64))
+            images += [_decode(path, data, file.metadata.num_rows) for data in rows["image"].to_pylist()]
+    x = np.stack(images) if images else np.empty((0,), np.uint8)
+    return x, np.concatenate(labels) if labels else np.empty((0,), np.int64)
+
+
+def _decode(path: Path, data: Any, num_rows: int) -> np.ndarray:
+    """Return an image (3, H, W), unless as many of its size are more than CIFAR's by far."""
+    opened = Image.open(io.BytesIO(data["bytes"] if isinstance(data, dict) else data))  # the data-set hub wraps the bytes
+    if 3 * opened.width * opened.height * num_rows > CIFAR_MOST_BYTES:
+        raise too_large(path, CIFAR_MOST_BYTES)
+    return np.ascontiguousarray(np.asarray(opened.convert("RGB")).transpose(2, 0, 1))
 
 
 def read_cifar_archive(path: Path, fine: bool) -> Arrays:
     """Return the images and (fine) labels of the official binary archive: training batches first, then the test batch."""
-    with tarfile.open(path) as archive:
-        names = sorted(n for n in archive.getnames() if n.endswith(".bin"))
-        names.sort(key=lambda name: "test" in name)
-        blobs = []
-        for name in names:
-            member = archive.extractfile(name)
-            assert member is not None
-            blobs.append(member.read())
-    return _cifar_rows(path, b"".join(blobs), fine)
+    blobs = read_tar_gzip(path, ".bin", CIFAR_MOST_BYTES)
+    return _cifar_rows(path, b"".join(blobs[name] for name in sorted(blobs, key=lambda name: ("test" in name, name))), fine)
 
 
 def read_cifar_files(files: list[Path], fine: bool) -> Arrays:
@@ -161,7 +174,7 @@ def read_idx(path: Path, labels: Path) -> Arrays:
     arrays = []
     for file in (path, labels):
         with reading(file):
-            raw = gzip.decompress(file.read_bytes())
+            raw = read_gzip(file, IDX_MOST_BYTES)
             rank = raw[3]
             shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank])
             arrays.append(np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape))
