@@ -30,6 +30,7 @@ from .meter import PHASES, Direction, Meter
 from .parties import Parties
 from .private import FILE, make_folder, write
 from .provenance import provenance
+from .recipes.legal import switched_off
 from .recipes.recipe import Recipe, make
 from .recipes.recorded import recorded
 from .recipes.toml import read, to_toml
@@ -211,6 +212,7 @@ class Outputs:
             "seed": self.recipe.seed,
             "reproducible": self.reproducible,
             "release": self.release,
+            "notes": switched_off(self.recipe),
             "recipe": self.recipe.flat(),
             "digest": self.recipe.digest(),
             **self.provenance,

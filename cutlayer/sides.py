@@ -1,6 +1,7 @@
 """The two sides of a run across processes: what the server's process is made of, and what a client's is."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .cut import Parts
 from .data.items import check_reproducible
 from .data.partition import Partition
 from .data.sources import Source
-from .errors import BadInput
+from .errors import Advice, BadInput
 from .expected import Expected
 from .fit import crossing, fitted
 from .meter import Meter
@@ -22,6 +23,7 @@ from .outputs import Outputs, Result
 from .parties import Parties
 from .private import write
 from .program import program
+from .recipes.legal import switched_off
 from .recipes.recipe import Recipe
 from .rounds import Progress, Rounds, own_names
 from .server import Server
@@ -69,6 +71,8 @@ class ServerSide:
         post: Callable[[int, Packed | Start], None],
         **how: Any,
     ) -> None:
+        for note in switched_off(recipe):
+            warnings.warn(note, Advice, stacklevel=2)
         self.out, self.outputs = out, Outputs(recipe, out, clients, release)
         self.rounds = Rounds(recipe, source, self.outputs, recipe.rounds, progress, None)
         meter = Meter(recipe.device)

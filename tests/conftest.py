@@ -1,6 +1,7 @@
 """Small networks, small data, and where the real data lie."""
 
 import os
+import site
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -31,6 +32,21 @@ def data_dir():
     if found is None:
         pytest.skip("no real data: set CUTLAYER_DATA to the folder that holds cifar10/, mnist/, ...")
     return Path(found)
+
+
+def installed():
+    """Return what is installed in this environment, with the time at which each package was."""
+    found = {
+        path for folder in site.getsitepackages() for path in Path(folder).glob("*") if path.suffix in (".dist-info", ".pth")
+    }
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment_stays_as_it_is():
+    before = installed()
+    yield
+    assert installed() == before, "a test changed the environment that runs it"
 
 
 @pytest.fixture(autouse=True)

@@ -106,8 +106,6 @@ WORDS = [
     "demo",
     "--transport",
     "mpi",
-    "--diagnose-every",
-    "0",
     "--model",
     "resnet8",
     "--num-train",
@@ -148,6 +146,9 @@ def test_the_command_line_under_mpiexec_trains_and_is_done_once(tmp_path):
     words = [*WORDS, "--num-clients", "1", "--rounds", "1", "--warmup-rounds", "0", "--out", str(tmp_path / "out")]
     first = launch(2, *words, timeout=120)
     assert first.returncode == 0, first.stderr
+    note = "diagnose_every = 10 is switched off over mpi: diagnostics need both sides in one process"
+    assert first.stderr.count(note) == 1
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["notes"] == [note]
     assert first.stdout.count("weights: ") == 1
     again = launch(2, *words, timeout=120)
     assert again.returncode == 0, again.stderr
@@ -162,7 +163,7 @@ def test_without_mpiexec_one_line_says_how(tmp_path, capsys):
     assert "mpiexec -n 3 cutlayer run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fields", [{"hand_over": "shared"}, {"latency": 3.0}, {"diagnose_every": 2}])
+@pytest.mark.parametrize("fields", [{"hand_over": "shared"}, {"latency": 3.0}])
 def test_what_one_process_alone_can_do_is_refused_elsewhere(fields):
     with pytest.raises(BadInput, match="inprocess"):
         make({**BASE, "transport": "mpi", **fields})

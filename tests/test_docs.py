@@ -187,8 +187,12 @@ def test_an_environment_of_another_build_of_torch_is_not_stamped_as_this_one(the
             (venv / name).parent.mkdir(parents=True, exist_ok=True)
             (venv / name).write_text(body)
     (venv / "bin" / "python").chmod(0o755)
-    (tmp_path / "fake" / "pip").mkdir(parents=True)
-    (tmp_path / "fake" / "pip" / "__main__.py").touch()
+    fake = tmp_path / "fake" / "pip"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").touch()  # without it the folder is a namespace package, and the real pip is found first
+    (fake / "__main__.py").write_text(
+        "import pathlib, sys\npathlib.Path(__file__).with_name('asked').write_text(' '.join(sys.argv[1:]))\n"
+    )
     version = f"class version:\n    cuda = {None if 'cpu' in there else '12.8'}\n"
     (tmp_path / "fake" / "torch.py").write_text(f"__version__ = {there!r}\n{version}")
     how = {"CUTLAYER_VENV": str(venv), "CUTLAYER_TORCH": asked, "PYTHON": sys.executable, "PATH": os.environ["PATH"]}
@@ -200,6 +204,7 @@ def test_an_environment_of_another_build_of_torch_is_not_stamped_as_this_one(the
         assert f"delete {venv} and start again" in done.stderr
     else:
         assert done.returncode == 0, done.stderr
+        assert (fake / "asked").read_text().startswith("install ")
         assert now.startswith(f"[dev] {asked} ")
 
 

@@ -1,5 +1,6 @@
 """The numbers of the papers, the learning rate by round, and how fields are overridden."""
 
+import hashlib
 import math
 
 import pytest
@@ -107,3 +108,35 @@ def test_text_is_read_as_flags_give_it():
     assert recipe.codec == {"smashed": "float8", "cut_grad": "float16"}
     # the same recipe, however its numbers were written
     assert make({"lr": 1}).digest() == make({"lr": "1.0"}).digest()
+
+
+def test_a_digest_leaves_out_fields_at_their_default():
+    recipe = make({"scheme": "dsl", "lr": 0.2})
+    said = {name: value for name, value in recipe.flat().items() if name in ("lr", "method", "hand_over")}
+    assert make(said).digest() == recipe.digest()
+    assert make({}).digest() == hashlib.sha256(b"{}").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("fields", "scheme"),
+    [
+        ({"scheme": "dsl_seq"}, "dsl_seq"),
+        ({"scheme": "dsl_seq", "method": "backprop"}, "vanilla"),
+        ({"scheme": "dsl_seq", "method": "synthetic_gradient"}, "custom"),
+        ({"scheme": "splitfed_v1", "server_copies": False, "server_order": "batch_major"}, "custom"),
+        ({"scheme": "cse_fsl", "send_every": 7}, "custom"),
+        ({"scheme": "u_shaped", "tail": "stage3.block1"}, "u_shaped"),  # a tail, wherever it begins
+        ({"scheme": "vanilla", "tail": "last"}, "u_shaped"),
+    ],
+    ids=str,
+)
+def test_a_scheme_is_named_only_if_all_its_fields_match(fields, scheme, tmp_path):
+    recipe = make(fields)
+    assert recipe.scheme == scheme
+    write(tmp_path / "recipe.toml", to_toml(recipe.flat()))
+    assert load(str(tmp_path / "recipe.toml")) == recipe
+
+
+def test_custom_is_no_scheme_to_ask_for():
+    with pytest.raises(BadInput, match="scheme = 'custom' stands for no fields"):
+        load("demo", scheme="custom")

@@ -181,11 +181,22 @@ def _apart(recipe: Recipe) -> str | None:
         return "hand_over = 'shared' is one model in one process; take reset"
     if recipe.simulated():
         return "its seconds are real; drop uplink, downlink, latency and speeds"
-    if recipe.overlap:
-        return "a server in another process works beside its clients anyway; drop overlap"
-    if recipe.diagnose_every:
-        return "diagnose_every looks at both sides at once; take --diagnose-every 0"
     return None
+
+
+def switched_off(recipe: Recipe) -> list[str]:
+    """Return a note for each field that only works in one process and changes no weight: other transports ignore it."""
+    if recipe.transport == "inprocess":
+        return []
+    notes = {
+        "diagnose_every": "diagnostics need both sides in one process",
+        "overlap": "the server of another process works beside its clients anyway",
+    }
+    return [
+        f"{name} = {value} is switched off over {recipe.transport}: {reason}"
+        for name, reason in notes.items()
+        if (value := getattr(recipe, name))
+    ]
 
 
 def _serial(recipe: Recipe, returns: bool) -> str | None:
