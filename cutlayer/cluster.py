@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .data.partition import split
-from .errors import BadInput, RunFailed
+from .errors import Advice, BadInput, RunFailed
+from .handshake import about, disagreement, doubts
 from .outputs import Result, alone_in, check_folder
 from .recipes.recipe import Recipe
 from .rounds import Progress
@@ -34,16 +37,16 @@ def run(recipe: Recipe, out: Path, *, progress: Progress | None = None, **_: Any
     except mpi.Ended:
         shutil.rmtree(out / f"client{world.rank - 1}", ignore_errors=True)
         return None
-    except mpi.Stopped as stopped:
+    except (mpi.Stopped, mpi.Refused) as stopped:
         if world.rank == 0:
-            world.tell_all(kind="stop", why=str(stopped))
+            world.tell_all(kind="stop", why=str(stopped), bad_input=isinstance(stopped, BadInput))
         raise
     except BaseException as error:
         why = f"rank {world.rank} ({'server' if world.rank == 0 else f'client{world.rank - 1}'}): {_line(error)}"
         if world.rank == 0:
-            world.tell_all(kind="stop", why=why)
+            world.tell_all(kind="stop", why=why, bad_input=isinstance(error, BadInput))
         else:
-            world.tell(0, kind="error", why=why)
+            world.tell(0, kind="error", why=why, bad_input=isinstance(error, BadInput))
             world.leave()
         raise
 
@@ -57,10 +60,11 @@ def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None)
             return None
     torch.set_num_threads(recipe.num_threads)  # mpiexec gives each rank one
     data = data_of(recipe).to(recipe.device)
+    line = _compare(world, about(recipe, data))
     parts, task, clients = parts_of(recipe, data), task_of(recipe), split(data.train, recipe)
     if k >= 0:
         mine = member(recipe, parts, task, data.train, clients.shares[k], k, out / f"client{k}")
-        mine.play(mpi.RankLine(world))
+        mine.play(line)
         return None
     side = ServerSide(
         recipe, parts, task, clients, data.train, out, release=data.release, progress=progress, post=mpi.post(world)
@@ -69,6 +73,25 @@ def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None)
     result = side.finish()
     world.tell_all(kind="end")  # not before the results lie there, because clients give up their states then
     return result
+
+
+def _compare(world: mpi.World, mine: dict[str, Any]) -> mpi.RankLine:
+    """Return this rank's line to rank 0 after rank 0 has compared versions, recipes and data of all ranks."""
+    line = mpi.RankLine(world)
+    if world.rank:
+        line.greet(mine)
+        return line
+    said = dict[str, None]()  # in order, and each once
+
+    def disagreement_with(greeting: Mapping[str, Any], name: str) -> str | None:
+        why = disagreement(mine, greeting, name)
+        said.update(dict.fromkeys(doubts(mine, greeting) if why is None else ()))
+        return why
+
+    mpi.admit(world, disagreement_with)
+    for line_said in said:
+        warnings.warn(Advice(line_said), stacklevel=2)
+    return line
 
 
 def _line(error: BaseException) -> str:

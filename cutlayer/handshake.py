@@ -2,13 +2,23 @@
 
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from .data.comparison import differences, remarks
+from .data.description import describe, parse, to_json
+from .data.partition import PARTITION_VERSION
+from .data.sources import Data
+from .errors import BadInput
+from .frame import VERSION
 from .printable import printable_values
 from .provenance import processor
 from .recipes.recipe import Recipe
+from .run import data_of
+
+LONGEST = 500  # characters of a refusal
 
 # what is a party's own affair, or follows from data that nobody else sees
 OWN = {
@@ -17,10 +27,14 @@ OWN = {
 }  # fmt: skip
 
 
-def about(recipe: Recipe) -> dict[str, Any]:
-    """Return what a party says of itself: the fields that both sides must share, and what decides the bits it computes."""
+def about(recipe: Recipe, data: Data | None = None) -> dict[str, Any]:
+    """Return a party's part of the greeting: versions, the recipe's common fields, its data's description, its hardware.
+
+    `data` are the recipe's, read here if they are not given.
+    """
     return {
-        "recipe": {name: plain(value) for name, value in recipe.flat().items() if name not in OWN},
+        "versions": versions(), "recipe": {name: plain(value) for name, value in recipe.flat().items() if name not in OWN},
+        "data": to_json(describe(data_of(recipe) if data is None else data)),
         "torch": torch.__version__, "processor": processor(), "machine": platform.machine(), "device": recipe.device,
     }  # fmt: skip
 
@@ -28,6 +42,52 @@ def about(recipe: Recipe) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Return a value as a control record brings it."""
     return printable_values(value)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what both parties must run alike."""
+    return {"cutlayer": version("cutlayer"), "frames": str(VERSION), "partition": str(PARTITION_VERSION)}
+
+
+def disagreement(mine: Mapping[str, Any], greeting: Mapping[str, Any], name: str) -> str | None:
+    """Return in one line why the client of this name cannot take part, or None if versions, recipe and data agree.
+
+    `mine` is the server's `about`, `greeting` an untrusted client's.
+    """
+    return (
+        _other_versions(mine["versions"], greeting.get("versions"), name)
+        or refusal(mine["recipe"], greeting.get("recipe"))
+        or _other_data(mine["data"], greeting.get("data"), name)
+    )
+
+
+def doubts(mine: Mapping[str, Any], greeting: Mapping[str, Any]) -> list[str]:
+    """Return in sentences what could not be compared, or differs without harm, between a server and a client that agree."""
+    data = remarks(parse(mine["data"]), parse(greeting["data"]))
+    computed = warning(mine, greeting)
+    return [*([computed] if computed else []), *data]
+
+
+def _other_versions(mine: Mapping[str, str], theirs: Any, name: str) -> str | None:
+    theirs = theirs if isinstance(theirs, dict) else {}
+    said = [
+        f"{what} {mine[what]} at the server and {theirs.get(what, 'unknown')!r:.40} at {name}"
+        for what in mine
+        if theirs.get(what) != mine[what]
+    ]
+    return f"the versions differ: {', '.join(said)}; install the same version of cutlayer at both ends" if said else None
+
+
+def _other_data(mine: Any, theirs: Any, name: str) -> str | None:
+    try:
+        found = differences(parse(mine), parse(theirs), name)
+    except BadInput as error:
+        return str(error)
+    if not found:
+        return None
+    remedy = "; all sites need the same classes, columns, shapes and preprocessing"
+    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"the data differ: {', '.join(found[:3])}{more}"[: LONGEST - len(remedy)] + remedy
 
 
 def refusal(mine: Mapping[str, Any], theirs: Any) -> str | None:
@@ -39,7 +99,7 @@ def refusal(mine: Mapping[str, Any], theirs: Any) -> str | None:
         return None
     shown = ", ".join(f"{name} = {mine.get(name)!r} at the server, {theirs.get(name)!r} at this client" for name in names[:3])
     more = f", and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"the recipes differ: {shown}{more}; both ends need the same recipe"[:500]
+    return f"the recipes differ: {shown}{more}; both ends need the same recipe"[:LONGEST]
 
 
 def warning(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from .data.sources import Source
 from .errors import BadInput, RunFailed
 from .evaluate import ensemble, evaluation_batches
 from .fit import fitted
-from .handshake import about, refusal
+from .handshake import about, disagreement
 from .integrity import check_weights
 from .meter import Meter
 from .recipes.recipe import Recipe
@@ -69,11 +69,12 @@ class Answering:
     ) -> None:
         torch.set_num_threads(recipe.num_threads)
         self.recipe, self.autocast = recipe, training(recipe).autocast
-        self.top = load_into(parts_of(recipe, data_of(recipe)).top, weights / "top.safetensors").to(recipe.device)
-        mine = about(recipe)["recipe"]
+        data = data_of(recipe)
+        self.top = load_into(parts_of(recipe, data).top, weights / "top.safetensors").to(recipe.device)
+        mine = about(recipe, data)
         self.revoked = revoked
         barred = revoked.reason if revoked is not None else lambda identity: None
-        self.gate = Gate(listen, names, lambda name, hello: refusal(mine, hello.get("recipe")), tls=tls, barred=barred)
+        self.gate = Gate(listen, names, lambda name, hello: disagreement(mine, hello, name), tls=tls, barred=barred)
         self.answered = 0
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
@@ -182,7 +183,11 @@ def predict(
     source = owner.data.test
     if server is None:
         say(f"no server is named: {LOCAL}")
-    line = NetworkLine(server, name, about(recipe), tls=tls, patience=patience, say=say) if server is not None else None
+    line = (
+        NetworkLine(server, name, about(recipe, owner.data), tls=tls, patience=patience, say=say)
+        if server is not None
+        else None
+    )
     found: list[Tensor] = []
     try:
         try:

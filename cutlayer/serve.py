@@ -15,7 +15,7 @@ from .access import Access
 from .data.partition import Partition
 from .errors import BadInput, RunFailed
 from .expected import LARGEST
-from .handshake import about, refusal, warning
+from .handshake import about, disagreement, doubts
 from .offences import times
 from .outputs import Result, check_folder
 from .printable import printable
@@ -71,7 +71,8 @@ class Serving:
             post=self._post, patience=patience, quorum=quorum, say=say, names=self.names,
         )  # fmt: skip
         self.host = self.side.host
-        self.mine = about(recipe)
+        self.mine = about(recipe, data)
+        self.refused: dict[str, str] = {}  # the last reason by client
         self.members: set[int] = set()  # who has been here
         self.samples: dict[int, int] = {}
         self.ready: dict[int, Session] = {}  # in which a client has said what it holds
@@ -148,10 +149,13 @@ class Serving:
         k = self.names.index(name)
         if self.host.begun and k not in self.members and not self.late_join:
             return f"the run has begun without {name}, and this server was not started with --late-join"
-        if (why := refusal(self.mine["recipe"], hello.get("recipe"))) is not None:
+        if (why := disagreement(self.mine, hello, name)) is not None:
+            if self.refused.get(name) != why:
+                self.refused[name] = why
+                self.say(f"{name} is refused: {why}")
             return why
-        if (other := warning(self.mine, hello)) is not None and k not in self.members:
-            self.say(f"{name} {other}")
+        if k not in self.members and (said := doubts(self.mine, hello)):
+            self.say(f"{name}: {'; '.join(said)}")
         return None
 
     def _take(self, event: Event) -> None:

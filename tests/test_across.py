@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,28 @@ def test_all_ranks_stop_with_the_error_of_the_one_that_failed(how, tmp_path):
     assert done.returncode == 1
     assert "rank 2 (client1): ValueError: this data owner's disk is gone" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+OTHER_FOLDER = """
+import sys
+sys.path.insert(0, "tests")
+from cutlayer import cluster
+from cutlayer.cli import main
+data = "sites:dog_fox" if cluster.rank() == 2 else "sites:cat_dog"
+words = "run demo --transport=mpi --diagnose-every=0 --num-clients=2 --model=sites:net --cut=0".split()
+code = main([*words, "--data", data, *sys.argv[1:]])
+print(f"rank {cluster.rank()} exits with {code}")
+sys.exit(code)
+"""
+
+
+def test_a_rank_that_reads_other_classes_ends_the_job_before_its_first_batch_with_2_on_all_ranks(tmp_path):
+    done = launch(3, "-c", OTHER_FOLDER, "--out", str(tmp_path / "out"))
+    assert sorted(re.findall("rank ([0-9]) exits with ([0-9])", done.stdout)) == [("0", "2"), ("1", "2"), ("2", "2")]
+    assert done.returncode == 2
+    assert done.stderr.count("the data differ: class 0 is 'cat' at the server and 'dog' at rank 2 (client1)") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "records.jsonl").exists()
 
 
 def test_law8_a_killed_rank_ends_the_job_and_the_same_command_goes_on(tmp_path):

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from ..errors import BadInput, unknown
 from . import folder, graphs, images, partition, tables, text
+from .metadata import Metadata
 from .sources import Data, MapStyle, Source, Tensors, from_datasets
 
-__all__ = ["DATASETS", "Data", "MapStyle", "Source", "Tensors", "from_datasets", "load", "partition"]
+__all__ = ["DATASETS", "Data", "MapStyle", "Metadata", "Source", "Tensors", "from_datasets", "load", "partition"]
 
 
 class Entry(NamedTuple):

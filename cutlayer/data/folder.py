@@ -17,6 +17,7 @@ from ..errors import BadInput
 from ..streams import self_contained
 from ..task import Batch
 from .files import folders
+from .metadata import Metadata
 from .sources import Data, Source
 
 SIDE, SHORTER = 224, 256
@@ -51,6 +52,10 @@ class Folder:
     @property
     def sample_bytes(self) -> int:
         return 3 * self.side**2
+
+    @property
+    def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        return MEAN, STD
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -136,7 +141,8 @@ def image_folder(name: str, data_dir: str | None, augment: bool) -> Data:
     train = _split(root / "train", classes, augment, test)
     files = sorted((str(path.relative_to(root)), path.stat().st_size) for path in (*train.paths, *test.paths))
     what = hashlib.sha256(repr(files).encode()).hexdigest()[:12]
-    return Data(name, train, test, len(classes), f"{len(files)} images, sha256 of names and sizes {what}")
+    release = f"{len(files)} images, sha256 of names and sizes {what}"
+    return Data(name, train, test, len(classes), release, Metadata(class_names=classes))
 
 
 def _split(folder: Path, classes: Sequence[str], augment: bool, held_out: Folder | None) -> Folder:

@@ -16,6 +16,7 @@ from ..streams import self_contained
 from ..task import Batch
 from .archives import read_member
 from .files import needed, reading, release_of
+from .metadata import Metadata
 from .sources import Data, Source, check_labels
 
 SPLIT_SEED = 0
@@ -51,6 +52,10 @@ class Graphs:
     @property
     def input_shape(self) -> tuple[int, ...]:
         return tuple(self.x[0].shape[1:])
+
+    @property
+    def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        return (0.0,), (1.0,)  # features are one-hot
 
     @property
     def sample_bytes(self) -> int:
@@ -96,13 +101,13 @@ def tudataset(name: str, data_dir: str | None, augment: bool) -> Data:
     remedy = "get it from https://chrsmrrs.github.io/datasets and name the folder with --data-dir or CUTLAYER_DATA"
     path = needed(data_dir, f"tudataset/{file}", file, remedy=remedy)
     with reading(path):
-        x, edges, labels = read(path, COLLECTION[name])
+        x, edges, labels, metadata = read(path, COLLECTION[name])
         where = np.arange(len(labels))
         train, test = train_test_split(where, test_size=0.1, random_state=SPLIT_SEED, stratify=labels)
     num_classes = int(labels.max()) + 1
     splits = [([x[i] for i in part], [edges[i] for i in part], torch.from_numpy(labels[part])) for part in (train, test)]
     held_out = Graphs(*splits[1], num_classes)
-    return Data(name, Graphs(*splits[0], num_classes, held_out), held_out, num_classes, release_of(path))
+    return Data(name, Graphs(*splits[0], num_classes, held_out), held_out, num_classes, release_of(path), metadata)
 
 
 def _check_graphs(path: Path, name: str, pairs: np.ndarray, graph: np.ndarray, num_graphs: int) -> None:
@@ -121,8 +126,8 @@ def _check_graphs(path: Path, name: str, pairs: np.ndarray, graph: np.ndarray, n
     refuse(graph[pairs[:, 0]] != graph[pairs[:, 1]], "A", "the edge joins nodes of two graphs")
 
 
-def read(path: Path, name: str) -> tuple[list[Tensor], list[Tensor], np.ndarray]:
-    """Return one-hot features (nodes, d) and edges (E, 2) of each graph, and the classes (n,) from 0, of a zip file.
+def read(path: Path, name: str) -> tuple[list[Tensor], list[Tensor], np.ndarray, Metadata]:
+    """Return one-hot features (nodes, d) and edges (E, 2) of each graph, the classes (n,) from 0, and their names, of a zip file.
 
     Raises BadInput that names the line of a node or an edge that belongs to no graph or to two.
     """
@@ -145,10 +150,12 @@ def read(path: Path, name: str) -> tuple[list[Tensor], list[Tensor], np.ndarray]
             f"{path}: {len(tags)} nodes with {len(kinds)} different labels need more than {MOST_FEATURE_BYTES:,} bytes as one-hot "
             f"features; get the file again"
         )
-    _, classes = np.unique(labels, return_inverse=True)
+    names, classes = np.unique(labels, return_inverse=True)
+    what = "node label" if labelled else "degree"
+    metadata = Metadata(class_names=[str(each) for each in names], column_names=[f"{what} {each}" for each in kinds])
     x = torch.nn.functional.one_hot(torch.from_numpy(tags)).float()
     sizes = np.bincount(graph, minlength=len(labels))
     first = np.concatenate([[0], sizes.cumsum()[:-1]])
     local = torch.from_numpy(pairs - first[graph[pairs[:, 0]]][:, None])
     num_edges = np.bincount(graph[pairs[:, 0]], minlength=len(labels))
-    return list(x.split(sizes.tolist())), list(local.split(num_edges.tolist())), classes.astype(np.int64)
+    return list(x.split(sizes.tolist())), list(local.split(num_edges.tolist())), classes.astype(np.int64), metadata

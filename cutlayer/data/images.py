@@ -15,6 +15,7 @@ from ..errors import BadInput
 from . import augment as augmentation
 from .archives import read_gzip, read_tar_gzip, too_large
 from .files import decoded, fetch, joined, locate, reading
+from .metadata import Metadata
 from .sources import Data, Tensors
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -38,6 +39,19 @@ CIFAR_FOLDERS = {  # the archives unpacked: training files, then the test file
 }
 ROWS = 1000  # of a Parquet file that are read together
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
+CLASSES = {
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
+    "cifar100": (
+        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar "
+        "cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl "
+        "hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom "
+        "oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road "
+        "rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank "
+        "telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+    ).split(),
+    "mnist": list("0123456789"),
+    "fashion_mnist": "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","),
+}
 IDX = {
     "mnist": (
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -68,9 +82,7 @@ def cifar(name: str, data_dir: str | None, augment: bool) -> Data:
         x, y, release = _official(name, data_dir)
         # both splits lie in one archive: 50,000 training images, then the test images
         splits.append((x[:50_000], y[:50_000], release) if split == "train" else (x[50_000:], y[50_000:], release))
-    return _data(
-        name, splits, 100 if name == "cifar100" else 10, CIFAR_MEAN_STD[name], augmentation.crop_flip if augment else None
-    )
+    return _data(name, splits, CIFAR_MEAN_STD[name], augmentation.crop_flip if augment else None)
 
 
 def _official(name: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray, str]:
@@ -100,20 +112,20 @@ def mnist(name: str, data_dir: str | None, augment: bool) -> Data:
             for file, md5 in zip(files, md5s, strict=True)
         )
         splits.append(decoded(images, partial(read_idx, labels=labels), (labels,)))
-    return _data(name, splits, 10, mean_std, None)
+    return _data(name, splits, mean_std, None)
 
 
 def _data(
     name: str,
     splits: list[tuple[np.ndarray, np.ndarray, str]],
-    num_classes: int,
     mean_std: tuple[tuple[float, ...], tuple[float, ...]],
     augment: object,
 ) -> Data:
     (x, y, release), (test_x, test_y, test_release) = splits
+    num_classes = len(CLASSES[name])
     test = Tensors(torch.from_numpy(test_x), torch.from_numpy(test_y), num_classes, *mean_std)
     train = Tensors(torch.from_numpy(x), torch.from_numpy(y), num_classes, *mean_std, augment=augment, held_out=test)  # type: ignore[arg-type]
-    return Data(name, train, test, num_classes, joined(release, test_release))
+    return Data(name, train, test, num_classes, joined(release, test_release), Metadata(class_names=CLASSES[name]))
 
 
 def read_parquet(path: Path) -> Arrays:

@@ -1,7 +1,7 @@
 """Where batches come from: tensors in memory, or any map-style data set of the user's own."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from ..errors import BadInput
 from ..streams import self_contained
 from ..task import Batch
+from .metadata import UNKNOWN, Metadata, with_class_names
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -20,7 +21,8 @@ class Source(Protocol):
     """One split of a data set, on one device.
 
     `labels` (n, ...) are all targets; `batch(index, generator)` gives x (B, ...) as floats, augmented if there is a generator;
-    `to_unit` undoes the normalisation of a batch; `held_out` is the split that this one is evaluated on.
+    `to_unit` undoes the normalisation of a batch; `held_out` is the split that this one is evaluated on. A source may also have
+    `normalisation`, the constants (mean, std) per channel that inputs are normalised with, and `vocabulary`, the number of tokens.
     """
 
     labels: Tensor
@@ -71,6 +73,10 @@ class Tensors:
     @property
     def sample_bytes(self) -> int:
         return self.x[0].numel() * self.x.element_size()
+
+    @property
+    def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        return self.mean, self.std
 
     def __len__(self) -> int:
         return len(self.x)
@@ -180,20 +186,33 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
 @dataclass
 class Data:
-    """A data set with its two splits; `release` says which copy of it this is."""
+    """A data set with its two splits; `release` says which copy of it this is, `metadata` the meaning of its numbers.
+
+    Raises BadInput unless class names, if given, name every class.
+    """
 
     name: str
     train: Source
     test: Source
     num_classes: int
     release: str = ""
+    metadata: Metadata = UNKNOWN
+
+    def __post_init__(self) -> None:
+        names = self.metadata.class_names
+        if names is not None and len(names) != self.num_classes:
+            raise BadInput(f"{len(names)} class names for {self.num_classes} classes; give one name for each class")
 
     def to(self, device: str) -> "Data":
         train = self.train.to(device)
-        return Data(self.name, train, train.held_out or self.test.to(device), self.num_classes, self.release)
+        return Data(self.name, train, train.held_out or self.test.to(device), self.num_classes, self.release, self.metadata)
 
 
-def from_datasets(train: Any, test: Any, num_classes: int, name: str = "own") -> Data:
-    """Return two map-style data sets of pairs (x, y) as Data; raises BadInput on items and labels that do not fit."""
+def from_datasets(train: Any, test: Any, num_classes: int, name: str = "own", metadata: Metadata = UNKNOWN) -> Data:
+    """Return two map-style data sets of pairs (x, y) as Data; raises BadInput on items and labels that do not fit.
+
+    Class names that `metadata` lacks come from the data sets' attributes `class_to_idx` or `classes`, as in torchvision.
+    """
     held_out = MapStyle(test, num_classes)
-    return Data(name, MapStyle(train, num_classes, held_out), held_out, num_classes, "own")
+    metadata = with_class_names(metadata, train, test, num_classes)
+    return Data(name, MapStyle(train, num_classes, held_out), held_out, num_classes, "own", metadata)

@@ -13,11 +13,14 @@ from torch import Tensor
 from ..errors import BadInput
 from .archives import read_gzip
 from .files import needed, reading, release_of
+from .metadata import Metadata
 from .sources import Data, Tensors
 
 LENGTH, VOCABULARY = 64, 8000
 MOST_BYTES = 32_000_000  # of an inflated file; the largest has 3.4 million
 PADDING, UNKNOWN = 0, 1
+SPECIAL = ("<padding>", "<unknown>")  # their tokens
+WORD = r"[a-z0-9']+|[^\sa-z0-9']"
 NEWS = ("World", "Sports", "Business", "Sci/Tech")
 FILES = {
     "sst2": ("sst2/train.tsv.gz", "sst2/test.tsv.gz"),
@@ -46,12 +49,17 @@ def sentences(name: str, data_dir: str | None, augment: bool) -> Data:
     for texts, y in reversed(splits):
         x = torch.stack([_numbers(words(text), number) for text in texts])
         sources.append(Tensors(x, y, len(classes), held_out=sources[0] if sources else None, vocabulary=VOCABULARY))
-    return Data(name, sources[1], sources[0], len(classes), release_of(*paths))
+    metadata = Metadata(
+        class_names=classes if name == "agnews" else ("negative", "positive"),
+        vocabulary=(*SPECIAL, *known),
+        tokenizer=f"lower case, {WORD}, the first {LENGTH}",
+    )
+    return Data(name, sources[1], sources[0], len(classes), release_of(*paths), metadata)
 
 
 def words(text: str) -> list[str]:
     """Return the words of a text."""
-    return re.findall(r"[a-z0-9']+|[^\sa-z0-9']", text.lower())
+    return re.findall(WORD, text.lower())
 
 
 def _numbers(found: Iterable[str], number: dict[str, int]) -> Tensor:
@@ -90,8 +98,9 @@ def shakespeare(name: str, data_dir: str | None, augment: bool) -> Data:
     cut = int(0.9 * len(numbers))
     held_out, train = (_pieces(part, len(rank) + 1) for part in (numbers[cut:], numbers[:cut]))
     train.held_out = held_out
-    release = release_of(path)
-    return Data(name, train, held_out, len(rank) + 1, release)
+    characters = (SPECIAL[PADDING], *rank)
+    metadata = Metadata(class_names=characters, vocabulary=characters, tokenizer=f"characters, {LENGTH} a piece")
+    return Data(name, train, held_out, len(rank) + 1, release_of(path), metadata)
 
 
 def _pieces(numbers: Tensor, num_characters: int) -> Tensors:

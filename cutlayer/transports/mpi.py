@@ -120,6 +120,10 @@ class Stopped(RunFailed):
     """Another rank failed; its own words."""
 
 
+class Refused(BadInput):
+    """The ranks cannot run together, or another rank was given bad input; rank 0's line or that rank's own."""
+
+
 class Ended(Exception):
     """Rank 0 says that there is nothing more to do."""
 
@@ -130,6 +134,12 @@ class RankLine:
     def __init__(self, world: World) -> None:
         self.world = world
         self.waiting: deque[Packed] = deque()
+        self.welcomed = False
+
+    def greet(self, about: Mapping[str, Any]) -> None:
+        """Send this rank's greeting and wait until rank 0 has compared all; raises Refused if they disagree."""
+        self.world.tell(0, kind="greeting", about=about)
+        self.world.wait(lambda: self._look() or self.welcomed)
 
     def hello(self, held: Callable[[], list[int]]) -> None:
         self.world.tell(0, kind="hello", held=held())
@@ -155,7 +165,10 @@ class RankLine:
                 continue
             told = found.told
             if told["kind"] == "stop":
-                raise Stopped(told["why"])
+                raise stopped(told)
+            if told["kind"] == "welcome":
+                self.welcomed = True
+                continue
             if told["kind"] == "end":
                 raise Ended
             raise Again(Start(told["incarnation"], told["label"]))
@@ -166,6 +179,25 @@ class RankLine:
         while True:  # until rank 0 ends it
             self.world.wait(self._look)
             self.waiting.clear()
+
+
+def stopped(told: Mapping[str, Any]) -> Stopped | Refused:
+    """Return the error that another rank ended the job with."""
+    return (Refused if told["bad_input"] else Stopped)(told["why"])
+
+
+def admit(world: World, disagreement: Callable[[Mapping[str, Any], str], str | None]) -> None:
+    """Compare the greetings of all clients' ranks before anything is trained; raises Refused with the first that does not agree."""
+    greetings: dict[int, Mapping[str, Any]] = {}
+    while len(greetings) < world.size - 1:
+        found: Received = world.wait(world.poll)
+        if found.told["kind"] != "greeting":
+            raise stopped(found.told)
+        greetings[found.rank] = found.told["about"]
+    for rank, about in sorted(greetings.items()):
+        if (why := disagreement(about, f"rank {rank} (client{rank - 1})")) is not None:
+            raise Refused(why)
+    world.tell_all(kind="welcome")
 
 
 def post(world: World) -> Callable[[int, Packed | Start], None]:
@@ -196,4 +228,4 @@ def serve(world: World, host: Host) -> None:
         elif told["kind"] == "bye":
             host.bye(k, told["figures"])
         else:
-            raise Stopped(told["why"])
+            raise stopped(told)
