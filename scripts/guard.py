@@ -6,6 +6,7 @@ allowed only by a new row of tests/guard/CHANGES.md. Exit code 0: no other diffe
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -131,6 +132,7 @@ def main() -> int:
     parser.add_argument("commit", help="the commit to compare with")
     parser.add_argument("cases", nargs="*", metavar="CASE", help="only these cases (default: all)")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the worktree is removed then, too
     if unknown := [name for name in given.cases if name not in CASES]:
         parser.error(f"unknown case {unknown[0]!r}; cases are {', '.join(CASES)}")
     commit = git("rev-parse", "--verify", f"{given.commit}^{{commit}}")
