@@ -13,6 +13,7 @@ from .cut import Smashed
 from .errors import BadInput
 from .frozen import still_statistics
 from .meter import owned_bytes
+from .rows import join_rows
 from .server import Server, ServerPart
 from .steps import train_step
 from .streams import drawing, stream
@@ -54,7 +55,7 @@ class Aligned(ServerPart):
             )
         new["smashed"] = new["smashed"].float()
         old = self.memory.get(message.client)
-        both = new if old is None else {role: torch.cat([old[role], tensor]) for role, tensor in new.items()}
+        both = new if old is None else {role: join_rows([old[role], tensor], role) for role, tensor in new.items()}
         self.memory[message.client] = {role: tensor[-self.options.memory_size :] for role, tensor in both.items()}
 
     def align(self, server: Server, client: int) -> nn.Module:

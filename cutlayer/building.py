@@ -4,8 +4,6 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +15,8 @@ from .cut import Parts
 from .data.items import read_batch
 from .data.sources import Source
 from .errors import Advice, BadInput
-from .fit import drawing_part, extreme_samples, overwrites
+from .fit import autocast, drawing_part, extreme_samples, overwrites
+from .head_check import check_client_heads, check_server_heads
 from .meter import Meter
 from .program import Method
 from .recipes.options import method_class, schedule_class
@@ -67,8 +66,7 @@ def training(recipe: Recipe, lr: float | None = None) -> Training:
             "precision = bfloat16: PyTorch has no fast bfloat16 on this processor, and may take ten times as long as in float32"
         )
         warnings.warn(f"{slow}; choose precision = float32", Advice, stacklevel=1)  # once, wherever it is from
-    autocast = partial(torch.autocast, device, dtype=torch.bfloat16) if bf16 else nullcontext
-    return Training(make, lr_factor(recipe), recipe.clip, recipe.fedprox, recipe.seed, not recipe.overlap, autocast)
+    return Training(make, lr_factor(recipe), recipe.clip, recipe.fedprox, recipe.seed, not recipe.overlap, autocast(recipe))
 
 
 def placement(recipe: Recipe) -> Callable[[Tensor], Tensor]:
@@ -177,6 +175,8 @@ class Builder:
         for module in client.modules.values():
             place_module(recipe, module)
         client.reducer = codecs.reducer(recipe.codec, recipe.seed, k)
+        if first is None:
+            check_client_heads(client, self.source)
         return DataOwner(client, method, its_batches)
 
     def codecs(self, k: int, end: str) -> Codecs:
@@ -193,6 +193,7 @@ class Builder:
             self.training, self.task, meter=self.meter, part=make_part(self.options) if make_part else None, codecs=ends,
             copy_input=overwrites(self.parts, extreme_samples(self.source)),
         )  # fmt: skip
+        check_server_heads(server, client.modules["bottom"], self.source)
         if getattr(server.schedule, "needs_start", False):
             server.weights = {name: tensor.clone() for name, tensor in client.weights().items()}
         if recipe.overlap:

@@ -12,6 +12,7 @@ import torch
 from .data.partition import split
 from .errors import Advice, BadInput, RunFailed
 from .handshake import about, disagreement, doubts
+from .labels_cross import warn_if_inputs_cross
 from .outputs import Result, alone_in, check_folder
 from .recipes.recipe import Recipe
 from .rounds import Progress
@@ -66,6 +67,7 @@ def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None)
         mine = member(recipe, parts, task, data.train, clients.shares[k], k, out / f"client{k}")
         mine.play(line)
         return None
+    warn_if_inputs_cross(recipe, parts, data.train)  # rank 0 speaks for all
     side = ServerSide(
         recipe, parts, task, clients, data.train, out, release=data.release, progress=progress, post=mpi.post(world)
     )

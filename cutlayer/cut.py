@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import BadInput, unknown
 from .models import later_stages
+from .rows import join_rows
 from .task import Batch
 from .trace import divide_traced
 
@@ -48,9 +49,9 @@ class Smashed(NamedTuple):
 
     def followed_by(self, other: "Smashed") -> "Smashed":
         """Return the rows of both, those of the other one behind."""
-        names = {name: torch.cat([value, other.others[name]]) for name, value in self.others.items()}
+        names = {name: join_rows([value, other.others[name]], name) for name, value in self.others.items()}
         local = {name: partial(_both, say, other.local[name]) for name, say in self.local.items()}
-        return Smashed(torch.cat([self.main, other.main]), names, local)
+        return Smashed(join_rows([self.main, other.main], "smashed"), names, local)
 
     def detach(self) -> "Smashed":
         return Smashed(self.main.detach(), {name: value.detach() for name, value in self.others.items()})

@@ -19,6 +19,7 @@ from .data.items import read_batch
 from .data.partition import Partition, split
 from .data.sources import Source
 from .fit import fitted, single_samples
+from .labels_cross import warn_if_inputs_cross
 from .meter import Direction, Meter
 from .parties import Parties, build
 from .program import Sends, program
@@ -67,6 +68,7 @@ def estimate(recipe: Recipe) -> Estimate:
     clients = split(data.train, recipe)
     parts = parts_of(recipe, data)
     task = fitted(task_of(recipe), recipe, parts, data.train)
+    warn_if_inputs_cross(recipe, parts, data.train)
     turns = [[len(batch) for batch in order(recipe, len(share), k, 0)] for k, share in enumerate(clients.shares)]
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.num_threads)

@@ -1,9 +1,12 @@
-"""Whether parts, data and task fit together, found by trying them on two samples."""
+"""Whether parts, data and task fit together, found by trying them on a few samples."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +15,45 @@ from .cut import Parts, Smashed, refuse_shared
 from .data.items import read_batch
 from .data.sources import Source
 from .errors import BadInput, RunFailed
+from .loss_check import check_loss, check_number, loss_copy, positions
 from .recipes.recipe import Recipe
+from .row_check import check_rows
+from .rows import compare_layouts
+from .streams import drawing, stream
 from .task import Batch, Task
+
+FEW, MANY = 2, 4  # sizes of the batches that are tried
+POOL = 64  # samples among which unlike targets are looked for
+
+
+class Trial(NamedTuple):
+    """One pass of a batch through all parts: the batch, what crosses, the top's output and the network's."""
+
+    batch: Batch
+    z: Smashed
+    features: Tensor
+    output: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor whose rows may be joined or split, by name."""
+        inputs = {f"inputs/{name}": value for name, value in self.batch.inputs.items()}
+        crossing = self.z.tensors("smashed")
+        return {
+            "x": self.batch.x,
+            **inputs,
+            **crossing,
+            "features": self.features,
+            "output": self.output,
+            "labels": self.batch.y,
+        }
 
 
 def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
-    """Return the task with the shapes at the cut filled in, found by running two samples through all parts in eval mode.
+    """Return the task with the shapes at the cut filled in, found by running samples through all parts in eval mode.
 
-    Raises BadInput if a part cannot take what it is given, if the loss cannot take the output, or if a side has nothing to train.
+    Two batches of different sizes show where the batch axis of each tensor is.
+    Raises BadInput if a part cannot take what it is given, if the loss cannot take the output or does not depend on whose target is
+    whose, if a side has nothing to train, or if the recipe joins or splits rows of a tensor that has none.
     """
     refuse_shared({name: part for name, part in parts._asdict().items() if isinstance(part, nn.Module)})
     for name, trained in (("bottom", [parts.bottom, parts.tail]), ("top", [parts.top])):
@@ -27,37 +61,52 @@ def fitted(task: Task, recipe: Recipe, parts: Parts, source: Source) -> Task:
             raise BadInput(f"the {name} has no parameters to train; cut {'later' if name == 'bottom' else 'earlier'}")
     with _told("the data give no batch", "give samples of one shape and one dtype"):
         batch = extreme_samples(source)
-    bottom, top, tail, _ = (
-        copy.deepcopy(part).to(batch.x.device).eval() if isinstance(part, nn.Module) else None for part in parts
+    bottom, top, tail = (
+        copy.deepcopy(part).to(batch.x.device).eval() if part is not None else None
+        for part in (parts.bottom, parts.top, parts.tail)
     )
     assert bottom is not None
     assert top is not None
-    shape = tuple(batch.x.shape[1:])
-    with torch.no_grad():
-        with _told(f"the bottom cannot take inputs of shape {shape}", "choose another model or data set"):
-            z = Smashed.through(bottom, batch)
-        with _told(f"the top cannot take the bottom's output of shape {tuple(z.main.shape[1:])}", "give parts that compose"):
-            output = top(z.main, **z.others)
-        if tail is not None:
-            with _told(f"the tail cannot take the top's output of shape {tuple(output.shape[1:])}", "give parts that compose"):
-                output = tail(output)
-        given = f"outputs of shape {tuple(output.shape[1:])} for targets such as {batch.y[-1].tolist()!s:.40}"
-        with _told(f"the loss cannot take {given}", "give the network one output per class, or another task"):
-            loss = task.loss(output, batch.y)
-    if not isinstance(loss, Tensor) or loss.dim():
-        raise BadInput(
-            f"the loss gives {type(loss).__name__} of shape {tuple(getattr(loss, 'shape', ()))}; it must be one number"
-        )
+    copies = Parts(bottom, top, tail)
+    loss = loss_copy(task.loss)
+    with drawing(0, "trial"), torch.no_grad():
+        with autocast(recipe)():
+            few = _try_network(copies, batch)
+            given = f"outputs of shape {tuple(few.output.shape[1:])} for targets such as {batch.y[-1].tolist()!s:.40}"
+            with _told(f"the loss cannot take {given}", "give the network one output per class, or another task"):
+                value = loss(few.output, batch.y)
+            check_number(value)
+            many = _try_network(copies, tried_samples(source))
+        fewer = few.tensors()
+        layouts = {name: compare_layouts(fewer[name], tensor, (FEW, MANY)) for name, tensor in many.tensors().items()}
+        check_rows(recipe, layouts, source)
+        check_loss(loss, many.output, many.batch.y, layouts["output"].axis)
+    position_axis = positions(loss, many.output, many.batch.y)
     return replace(
         task,
         num_classes=source.num_classes,
-        input_shape=shape,
-        cut_shape=tuple(z.main.shape[1:]),
+        input_shape=tuple(batch.x.shape[1:]),
+        cut_shape=layouts["smashed"].sample_shape,
         later_stages=parts.later_stages,
-        ragged=len(z.main) != len(batch.y),
-        per_position=output.dim() == 3 and batch.y.dim() == 2,
+        ragged=layouts["smashed"].ragged,
+        per_position=position_axis is not None,
+        position_axis=position_axis or 2,
         to_unit=source.to_unit,
+        output_shape=layouts["output"].sample_shape,
+        layouts=layouts,
     )
+
+
+def _try_network(parts: Parts, batch: Batch) -> Trial:
+    """Run a batch through all parts; raises BadInput naming the part that cannot take what it is given."""
+    with _told(f"the bottom cannot take inputs of shape {tuple(batch.x.shape[1:])}", "choose another model or data set"):
+        z = Smashed.through(parts.bottom, batch)
+    with _told(f"the top cannot take the bottom's output of shape {tuple(z.main.shape[1:])}", "give parts that compose"):
+        features = output = parts.top(z.main.clone(), **z.others)
+    if parts.tail is not None:
+        with _told(f"the tail cannot take the top's output of shape {tuple(features.shape[1:])}", "give parts that compose"):
+            output = parts.tail(features.clone())
+    return Trial(batch, z, features, output)
 
 
 def crossing(parts: Parts, source: Source) -> dict[str, torch.Size]:
@@ -86,6 +135,19 @@ def two(source: Source) -> Tensor:
 def extreme_samples(source: Source) -> Batch:
     """Return the samples of `two`; reading them leaves the global generators as they were."""
     return read_batch(source, two(source), None, 0, "extreme samples")
+
+
+def tried_samples(source: Source, size: int = MANY) -> Batch:
+    """Return a batch of up to MANY samples: those of `two`, one with a target unlike theirs if there is one, and one drawn at random.
+
+    A small source gives samples twice. Reading them leaves the global generators as they were.
+    """
+    drawn = torch.randint(len(source), (POOL,), generator=stream(0, "tried samples")).tolist()
+    chosen = two(source).tolist()
+    known = source.labels
+    unlike = (i for i in drawn if known.dim() and not any(torch.equal(known[i], known[j]) for j in chosen))
+    index = torch.tensor([*chosen, *islice(unlike, 1), *drawn][:size])
+    return read_batch(source, index, None, 0, "tried samples")
 
 
 def overwrites(parts: Parts, batch: Batch) -> bool:
@@ -124,6 +186,13 @@ def drawing_part(modules: Mapping[str, nn.Module], batch: Batch) -> str | None:
             if not torch.equal(before, state()):
                 return name
     return None
+
+
+def autocast(recipe: Recipe) -> Callable[[], AbstractContextManager[Any]]:
+    """Return the autocast that both sides compute under."""
+    if recipe.precision != "bfloat16":
+        return nullcontext
+    return partial(torch.autocast, torch.device(recipe.device).type, dtype=torch.bfloat16)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A server that is itself cut: each piece but the last trains on a head of its own, greedily, as the client does."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .auxiliary import head_of
-from .cut import divide_sequence, is_sequence
+from .cut import Smashed, divide_sequence, is_sequence
 from .errors import BadInput
 from .meter import owned_bytes
 from .models.blocks import chain
@@ -53,10 +54,6 @@ class Greedy(ServerPart):
         first = messages[0]
         leaves, y = received(server, messages), merge(messages, "labels")["main"]
         z = leaves.pop("main")
-        if leaves:
-            raise BadInput(
-                f"server_cuts: {', '.join(leaves)} crosses the cut too, and pieces hand on one tensor; drop server_cuts"
-            )
         if not self.pieces:
             self._build(server, z)
         pace, turn, meter = server.schedule.pace(first.client), server.schedule.turn(first.client), server.meter
@@ -76,6 +73,22 @@ class Greedy(ServerPart):
                 z = output.detach()
         meter.spend("server", "top", len(y), 3)
         return []
+
+    def predictions(self, server: Server, z: Smashed) -> list[Tensor]:
+        """Return the outputs of the heads for activations z (N, *cut) in eval mode, from a copy, so that they can be tried first.
+
+        Raises BadInput where the server's part cannot be cut so.
+        """
+        if z.others:
+            crossing = ", ".join(z.others)
+            raise BadInput(f"server_cuts: {crossing} crosses the cut too, and pieces hand on one tensor; drop server_cuts")
+        twin = Greedy(self.options)
+        twin._build(server, z.main)
+        outputs, at = [], z.main
+        for piece, head in zip(twin.pieces[:-1], twin.heads, strict=False):
+            at = copy.deepcopy(piece).eval()(at)
+            outputs.append(head.eval()(at))
+        return outputs
 
     def _build(self, server: Server, z: Tensor) -> None:
         rest: nn.Module = server.top

@@ -24,7 +24,7 @@ class Probes(ServerPart):
         with server.meter.phase("server_forward", k), torch.no_grad():
             leaves, output = forward(server, messages, gradient=False, statistics=False)
             loss: Tensor = server.task.loss(output, message.tensors["labels"])
-        server.meter.spend("server", "top", count(leaves))
+        server.meter.spend("server", "top", count(leaves, server.task))
         if message.numbers["learn"]:
             self.learn[k] = replace(message, kind="smashed", reply="none", open=False)
         if message.open:

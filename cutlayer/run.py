@@ -19,6 +19,7 @@ from .data.sources import Data
 from .diagnose import watch
 from .errors import BadInput
 from .fit import fitted, single_samples
+from .labels_cross import warn_if_inputs_cross
 from .meter import heard
 from .named import find, made
 from .outputs import Outputs, Result, alone_in
@@ -158,6 +159,7 @@ def train(
             outputs = Outputs(recipe, out, clients, release)
             rounds = Rounds(recipe, source, outputs, num_steps(recipe, clients.shares), progress, deadline)
             parties = build(recipe, parts, clients, source, fitted(task, recipe, parts, source), rounds.tick)
+            warn_if_inputs_cross(recipe, parts, source)
             rounds.follow(parties)
             if out is not None and (out / "summary.json").exists():
                 return outputs.finished(parties)

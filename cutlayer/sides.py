@@ -18,6 +18,7 @@ from .data.sources import Source
 from .errors import Advice, BadInput
 from .expected import Expected
 from .fit import crossing, fitted
+from .labels_cross import warn_if_inputs_cross
 from .meter import Meter
 from .outputs import Outputs, Result
 from .parties import Parties
@@ -48,6 +49,7 @@ def member(
     """Return client k on its share (indices) of a source; it keeps its own states in `out`."""
     meter = Meter(recipe.device)
     builder = Builder(recipe, parts, source, fitted(task, recipe, parts, source), meter, tick)
+    warn_if_inputs_cross(recipe, parts, source)
     client, method, batches = builder.owner(k, share)
     life = lambda: program(client, method, batches, recipe.checkpoint_every)  # noqa: E731
     reproducible = check_reproducible(source, recipe.seed)

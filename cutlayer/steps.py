@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .rows import join_rows
+from .task import Task
 from .wire import Message
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ def merge(messages: list[Message], role: str) -> dict[str, Tensor]:
         head, _, rest = name.partition("/")
         if head in (role, "context"):
             rows = [message.tensors[name] for message in messages]
-            merged[rest or "main"] = rows[0] if len(rows) == 1 else torch.cat(rows)
+            merged[rest or "main"] = rows[0] if len(rows) == 1 else join_rows(rows, name)
     return merged
 
 
@@ -73,7 +75,7 @@ def train_step(server: "Server", messages: list[Message]) -> list[Message]:
         step.enter_context(measured)
         with server.meter.phase("server_forward", first.client):
             leaves, output = forward(server, messages, gradient=True)
-        server.meter.spend("server", "top", count(leaves))
+        server.meter.spend("server", "top", count(leaves, server.task))
         server.open[first.client] = leaves, output, step
         return [Message("features", {"features": output.detach()}, client=first.client, step=first.step)]
     with measured:
@@ -99,27 +101,28 @@ def finish_step(server: "Server", messages: list[Message]) -> list[Message]:
     with step, server.meter.phase("server_backward", message.client):
         output.backward(message.tensors["feature_grad"].to(output.dtype))
         server.step(message.client)
-    server.meter.spend("server", "top", count(leaves), 2)
+    server.meter.spend("server", "top", count(leaves, server.task), 2)
     return _cut_grads(messages, leaves)
 
 
 def _cut_grads(messages: list[Message], leaves: Mapping[str, Tensor]) -> list[Message]:
     """Return to each sender who waits the gradients of its own rows, of which each tensor may have another number."""
     replies: list[Message] = []
-    start = dict.fromkeys(leaves, 0)
+    grads = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    start = dict.fromkeys(grads, 0)
     for message in messages:
         mine = {}
-        for name, leaf in leaves.items():
-            sent = message.tensors.get(named("smashed", name))
-            rows = len(leaf) if sent is None else len(sent)  # a gradient of features is one message's alone
-            if leaf.grad is not None:
-                mine[named("cut_grad", name)] = leaf.grad[start[name] : start[name] + rows]
-            start[name] += rows
+        for name, grad in grads.items():
+            if len(messages) > 1:  # a single message may hold tensors without rows
+                rows = len(message.tensors[named("smashed", name)])
+                grad = grad[start[name] : start[name] + rows]
+                start[name] += rows
+            mine[named("cut_grad", name)] = grad
         if message.reply != "none":
             replies.append(Message("cut_grad", mine, client=message.client, step=message.step))
     return replies
 
 
-def count(leaves: Mapping[str, Tensor]) -> int:
-    """Return of how many samples tensors are: rows, or graphs where each node has a row."""
-    return len(leaves.get("nodes", leaves["main"]))
+def count(leaves: Mapping[str, Tensor], task: Task) -> int:
+    """Return the number of samples in a batch: rows, or graphs if rows are nodes."""
+    return len(leaves["nodes"]) if "nodes" in leaves else leaves["main"].shape[task.cut_axis]

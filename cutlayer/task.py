@@ -1,5 +1,6 @@
 """What is learned: the loss, the metrics, and the shapes that parts built at the cut need to know."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import BadInput
+from .rows import Layout
 
 
 class Batch(NamedTuple):
@@ -53,6 +55,9 @@ class Task:
     axis; `run` fills them in. `later_stages` holds the widths of the model's stages that lie wholly behind the cut.
     `ragged`: what crosses has a row for each node of a graph, not for each sample, and "nodes" (N,) beside it says how many.
     `per_position`: outputs (N, C, T) stand for T targets each. `to_unit` maps a batch of inputs to [0, 1], for reconstruction.
+    `output_shape`: the network's output for one sample, which a head's output must have too; None: (num_classes,).
+    `position_axis`: the axis of T in the batch's output, 2, or 1 for (N, T, C). `layouts`: the axes of x, inputs/<name>,
+    output, and of each role that crosses.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
@@ -65,11 +70,27 @@ class Task:
     ragged: bool = False
     per_position: bool = False
     to_unit: Callable[[Tensor], Tensor] = torch.sigmoid
+    output_shape: tuple[int, ...] | None = None
+    position_axis: int = 2
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
     @property
     def logits(self) -> bool:
         """Whether outputs are logits of classes."""
         return self.loss is cross_entropy
+
+    @property
+    def head_width(self) -> int:
+        """Number of values that a head computes for a sample, or for each position of one."""
+        if self.output_shape is None:
+            return self.num_classes
+        return self.output_shape[2 - self.position_axis] if self.per_position else math.prod(self.output_shape)
+
+    @property
+    def cut_axis(self) -> int:
+        """Batch axis of `main` at the cut."""
+        found = self.layouts.get("smashed")
+        return (found.axis or 0) if found else 0
 
     def __post_init__(self) -> None:
         if not self.metrics:

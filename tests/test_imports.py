@@ -10,14 +10,15 @@ import cutlayer
 PACKAGE = Path(cutlayer.__file__).parent
 LEVELS = (
     {"errors", "descriptors", "integrity", "printable", "private",
-     "streams", "task", "named", "averaging", "message", "frame", "wire", "codecs", "reducing",
+     "streams", "rows", "task", "named", "averaging", "message", "frame", "wire", "codecs", "reducing",
      "models", "trace", "cut", "frozen",
      "training", "slots",
      "data.partition", "data.augment", "data.files"},
     {"auxiliary", "meter", "clock", "client", "program", "schedules", "server", "steps", "stored", "kept", "aligned",
      "greedy", "probes", "shifts", "expected", "data", "data.sources", "data.images", "data.folder", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
-    {"recipes", "costs", "fit", "building", "parties", "diagnose", "findings", "figures", "runs", "schema",
+    {"recipes", "costs", "row_check", "loss_check", "fit", "head_check", "labels_cross",
+     "building", "parties", "diagnose", "findings", "figures", "runs", "schema",
      "report", "outputs", "provenance", "rounds", "run", "compare", "estimate", "sides", "handshake", "certs",
      "revoked", "offences", "readmit", "access", "cluster", "serve", "join",
      "predict", "live", "audits"},

@@ -61,6 +61,30 @@ class OfGraphs(nn.Module):
         return output
 
 
+class Reshaped(nn.Module):
+    """A head whose outputs (N, width) get the shape of the network's, (N, *shape)."""
+
+    def __init__(self, head: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.head, self.shape, self.takes_others = head, shape, getattr(head, "takes_others", False)
+
+    def forward(self, z: Tensor, **others: Tensor) -> Tensor:
+        output: Tensor = self.head(z, **others)
+        return output.reshape(-1, *self.shape)
+
+
+class ChannelsLast(nn.Module):
+    """A head at every position whose outputs (N, C, T) become (N, T, C)."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head, self.takes_others = head, getattr(head, "takes_others", False)
+
+    def forward(self, z: Tensor, **others: Tensor) -> Tensor:
+        output: Tensor = self.head(z, **others)
+        return output.transpose(1, 2)
+
+
 class Attending(nn.Module):
     """A transformer block and the classifier behind it: tokens (N, T, D), with `causal` each looking back only and (N, C, T).
 
@@ -103,27 +127,27 @@ def _stage_widths(task: Task) -> tuple[int, ...]:
 
 
 def _classifier(layers: Iterable[tuple[str, nn.Module]], channels: int, task: Task) -> nn.Module:
-    return chain([*layers, ("pool", global_pool()), ("linear", nn.Linear(channels, task.num_classes))])
+    return chain([*layers, ("pool", global_pool()), ("linear", nn.Linear(channels, task.head_width))])
 
 
 def _perceptron(task: Task, hidden: int) -> nn.Module:
     features = task.cut_shape[-1]
     if features < 2:
         raise BadInput("a layer norm makes one feature constant; use the auxiliary head 'linear' for this cut")
-    layers = [nn.LayerNorm(features), nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, task.num_classes)]
+    layers = [nn.LayerNorm(features), nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, task.head_width)]
     return nn.Sequential(*layers)
 
 
 def linear(task: Task, depth: int, width: int) -> nn.Module:
     """Return flattening and one linear layer, as the text of arXiv 2601.19261; it diverged at learning rate 0.1."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(task.cut_shape), task.num_classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(task.cut_shape), task.head_width))
 
 
 def pool_linear(task: Task, depth: int, width: int) -> nn.Module:
     """Return the mean over positions or tokens and one linear layer."""
     if _is_map(task):
         return _classifier([], task.cut_shape[0], task)
-    return nn.Sequential(nn.Linear(task.cut_shape[-1], task.num_classes))
+    return nn.Sequential(nn.Linear(task.cut_shape[-1], task.head_width))
 
 
 def mlp(task: Task, depth: int, width: int) -> nn.Module:
@@ -144,7 +168,7 @@ def mlp(task: Task, depth: int, width: int) -> nn.Module:
     for _ in range(depth):
         layers += [nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU()]
         features = width
-    return nn.Sequential(*layers, nn.Linear(features, task.num_classes))
+    return nn.Sequential(*layers, nn.Linear(features, task.head_width))
 
 
 def _thin_blocks(task: Task) -> list[tuple[str, nn.Module]]:
@@ -199,7 +223,7 @@ def attention(task: Task, depth: int, width: int) -> nn.Module:
     features = task.cut_shape[0 if _is_map(task) else -1]
     if features < 2:
         raise BadInput("a layer norm makes one feature constant; use the auxiliary head 'linear' for this cut")
-    return Attending(features, task.num_classes, task.per_position)
+    return Attending(features, task.head_width, task.per_position)
 
 
 HEADS: dict[str, Entry] = {
@@ -215,15 +239,33 @@ WHOLE = (attention,)  # take a sequence as it is; the others its mean, or each o
 
 
 def build_head(name: str, task: Task, *, depth: int = 3, width: int = 256) -> nn.Module:
-    """Return the named auxiliary head, activations (N, *task.cut_shape) to logits (N, task.num_classes).
+    """Return the named auxiliary head, activations (N, *task.cut_shape) to outputs (N, *task.output_shape).
 
-    `depth` and `width` are the hidden layers of `mlp`; the others take their sizes from the cut. Raises BadInput for an
-    unknown name, with the legal ones, and for a cut that the head cannot take.
+    `depth` and `width` are the hidden layers of `mlp`; the others take their sizes from the cut. A head from outside is called
+    with the same arguments and gives its outputs their shape itself. Raises BadInput for an unknown name, with the legal ones,
+    for a cut that the head cannot take, and for outputs that are maps.
     """
     build = builder("auxiliary", name, HEADS)
     check_shape(task.cut_shape, "task.cut_shape", "set it to the shape of one sample's activations at the cut")
-    if len(task.cut_shape) == 2 and build not in WHOLE:
-        head = build(replace(task, cut_shape=task.cut_shape[1:]), depth, width)
-        return OfPositions(head) if task.per_position else OfTokens(head)
-    head = build(task, depth, width)
+    if name in HEADS:
+        _refuse_dense(name, task)
+    per_token = len(task.cut_shape) == 2 and build not in WHOLE
+    head = build(replace(task, cut_shape=task.cut_shape[1:]) if per_token else task, depth, width)
+    if name in HEADS and not task.per_position and task.output_shape not in (None, (task.head_width,)):
+        head = Reshaped(head, task.output_shape or ())
+    if per_token:
+        head = OfPositions(head) if task.per_position else OfTokens(head)
+    if task.per_position and task.position_axis == 1:
+        head = ChannelsLast(head)
     return OfGraphs(head) if task.ragged else head
+
+
+def _refuse_dense(name: str, task: Task) -> None:
+    """Raise BadInput if the network's outputs are maps, or stand at positions that the cut does not have."""
+    shape = task.output_shape or ()
+    elsewhere = task.per_position and shape and task.cut_shape[:-1] != (shape[task.position_axis - 1],)
+    if len(shape) > 2 or elsewhere:
+        raise BadInput(
+            f"auxiliary head {name!r}: the network's outputs are dense, of shape {shape} a sample, and there are no dense heads yet; "
+            "take method backprop, or a head of your own (package.module:object) whose outputs have that shape"
+        )

@@ -56,11 +56,13 @@ SCHEMES: dict[str, Scheme] = {
         "as for splitfed_v1",
     ),
     "splitfed_v3": Scheme(
-        {**SPLITFED, "server_copies": True, "private_clients": True}, "activations and labels up, gradients down; no client weights",
+        {**SPLITFED, "server_copies": True, "private_clients": True},
+        "activations and labels up, gradients down; client weights up for evaluation alone",
         "all clients at once, each with a copy of the top; only the copies are averaged", "Gawali et al., arXiv 2012.12591",
     ),
     "psl": Scheme(
-        {**SPLITFED, "server_order": "arrival", "private_clients": True}, "activations and labels up, gradients down; no client weights",
+        {**SPLITFED, "server_order": "arrival", "private_clients": True},
+        "activations and labels up, gradients down; client weights up for evaluation alone",
         "one top, a step for every batch as it comes; bottoms stay private", "parallel split learning; asy_vanilla in SLPerf",
         "SLPerf's key psl is unknown to it and silently runs vanilla",
     ),
