@@ -35,7 +35,7 @@ def check_client_heads(client: Client, source: Source) -> None:
     A module with a loss of its own must not ignore which sample a target belongs to, if it reads targets at all.
     Raises BadInput.
     """
-    if not client.losses:
+    if not client.losses or not client.task.layouts:
         return
     task = replace(client.task, loss=loss_copy(client.task.loss))
     added = {name: copy.deepcopy(client.modules[name]).eval() for name in client.losses}
@@ -48,7 +48,7 @@ def check_client_heads(client: Client, source: Source) -> None:
 def check_server_heads(server: Server, bottom: nn.Module, source: Source) -> None:
     """Try the heads of a method's server part: those whose outputs it gives as `predictions(server, z)`. Raises BadInput."""
     predictions = getattr(server.part, "predictions", None)
-    if predictions is None:
+    if predictions is None or not server.task.layouts:
         return
     with drawing(0, "trial of heads"), torch.no_grad(), server.training.autocast():
         for sent in _sent(bottom, source, server.task):
@@ -79,7 +79,9 @@ def _try_module(name: str, module: nn.Module, loss: Loss, sent: Sent, task: Task
             warnings.simplefilter("ignore")
             value = loss(module, sent.z, sent.batch, replace(task, loss=checked_loss))
     except BadInput:
-        raise
+        if is_head:
+            raise
+        return  # its own refusal, which the first step repeats where it holds
     except Exception as error:  # a stranger's module or loss may raise anything
         if outputs and not is_head:
             return  # its loss takes other batches than those of the data, as a regressor's
