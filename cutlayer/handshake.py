@@ -25,15 +25,20 @@ OWN = {
     "scheme", "name", "data", "data_dir", "num_train", "num_test", "num_held_out", "partition", "alpha",
     "partition_version", "classes_per_client", "device", "transport", "tap",
 }  # fmt: skip
+# fields that decide which samples a client's share of the recipe's data holds, beside the seed and num_clients
+SHARES = ("num_train", "num_held_out", "partition", "alpha", "partition_version", "classes_per_client")
 
 
-def about(recipe: Recipe, data: Data | None = None) -> dict[str, Any]:
+def about(recipe: Recipe, data: Data | None = None, *, dealt: bool = True) -> dict[str, Any]:
     """Return a party's part of the greeting: versions, the recipe's common fields, its data's description, its hardware.
 
-    `data` are the recipe's, read here if they are not given.
+    `data` are the recipe's, read here if they are not given. `dealt`: a client trains on its share of the recipe's data, so
+    the fields that deal the shares are common too; else shares of two clients could overlap.
     """
-    return {
-        "versions": versions(), "recipe": {name: plain(value) for name, value in recipe.flat().items() if name not in OWN},
+    flat = recipe.flat()
+    shares = {"shares": {name: plain(flat[name]) for name in SHARES}} if dealt else {}
+    return shares | {
+        "versions": versions(), "recipe": {name: plain(value) for name, value in flat.items() if name not in OWN},
         "data": to_json(describe(data_of(recipe) if data is None else data)),
         "torch": torch.__version__, "processor": processor(), "machine": platform.machine(), "device": recipe.device,
     }  # fmt: skip
@@ -57,6 +62,7 @@ def disagreement(mine: Mapping[str, Any], greeting: Mapping[str, Any], name: str
     return (
         _other_versions(mine["versions"], greeting.get("versions"), name)
         or refusal(mine["recipe"], greeting.get("recipe"))
+        or (refusal(mine["shares"], greeting["shares"]) if "shares" in greeting else None)
         or _other_data(mine["data"], greeting.get("data"), name)
     )
 

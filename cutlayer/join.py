@@ -43,7 +43,9 @@ def join(
     torch.set_num_threads(recipe.num_threads)
     data = data_of(recipe).to(recipe.device)
     parts, task = parts_of(recipe, data), task_of(recipe)
-    line = NetworkLine(server, name, about(recipe, data), tls=tls, patience=patience, keepalive_s=keepalive_s, say=say)
+    line = NetworkLine(
+        server, name, about(recipe, data, dealt=not own_data), tls=tls, patience=patience, keepalive_s=keepalive_s, say=say
+    )
     try:
         k = line.connect()
         if not 0 <= k < recipe.num_clients:

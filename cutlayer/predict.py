@@ -184,7 +184,7 @@ def predict(
     if server is None:
         say(f"no server is named: {LOCAL}")
     line = (
-        NetworkLine(server, name, about(recipe, owner.data), tls=tls, patience=patience, say=say)
+        NetworkLine(server, name, about(recipe, owner.data, dealt=False), tls=tls, patience=patience, say=say)
         if server is not None
         else None
     )

@@ -118,6 +118,13 @@ def test_a_prediction_for_other_classes_is_refused(tmp_path):
         answering.gate.close(0.1)
 
 
+def test_clients_whose_shares_could_overlap_are_refused_and_own_data_are_not():
+    server, client = (make({"num_clients": 2, "partition": partition}) for partition in ("iid", "contiguous"))
+    words = disagreement(about(server), about(client), "b")
+    assert "partition = 'iid' at the server, 'contiguous' at this client" in words
+    assert disagreement(about(server), about(client, dealt=False), "b") is None
+
+
 def test_versions_are_compared_before_anything_else():
     mine = about(site("cat_dog"))
     assert disagreement(mine, mine, "bob") is None
