@@ -70,8 +70,8 @@ def seen_of(owner: Owner, recipe: Recipe, top: Path, effort: Effort) -> Seen:
             "rows that cross are nodes, or means of samples, here; audits are of cuts that each sample crosses alone"
         )
     crossing = ("x", "smashed", "features") if "tail" in owner.modules else ("x", "smashed")
-    for name in crossing:
-        if (fault := owner.task.layouts[name].fault) is not None:
+    for name, layout in owner.task.layouts.items():
+        if name in crossing and (fault := layout.fault) is not None:
             raise BadInput(f"audits join rows of batches, and for {name!r} {fault}; cut elsewhere")
     for name, value in (("samples", effort.samples), ("epochs", effort.epochs)):
         if value < 1:
