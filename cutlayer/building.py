@@ -104,6 +104,11 @@ def order(recipe: Recipe, n: int, client: int, round: int) -> list[Tensor]:
     return batches
 
 
+def batches_per_round(recipe: Recipe, n: int) -> int:
+    """Return how many batches a client with n samples has in one round, as `order` makes them."""
+    return recipe.local_epochs * (math.ceil(n / recipe.batch_size) - (left_out(recipe, n) > 0))
+
+
 def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Callable[[], None] = lambda: None) -> Batches:
     """Return a client's batches; order, augmentation and what items draw are streams of the recipe's seed."""
     place = placement(recipe)
@@ -115,7 +120,7 @@ def batches(recipe: Recipe, source: Source, share: Tensor, client: int, tick: Ca
             tick()
             yield batch._replace(x=place(batch.x))
 
-    num = len(order(recipe, len(share), client, 0))
+    num = batches_per_round(recipe, len(share))
     return Batches(iterate, num, num // recipe.local_epochs)
 
 
@@ -213,4 +218,4 @@ def turn_of(options: Any, batches: Batches) -> int:
 
 def num_steps(recipe: Recipe, clients: Sequence[Tensor]) -> int:
     """Return the training steps of a whole run."""
-    return recipe.rounds * sum(len(order(recipe, len(share), k, 0)) for k, share in enumerate(clients))
+    return recipe.rounds * sum(batches_per_round(recipe, len(share)) for share in clients)

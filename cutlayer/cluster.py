@@ -69,8 +69,9 @@ def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None)
         return None
     warn_if_inputs_cross(recipe, parts, data.train)  # rank 0 speaks for all
     side = ServerSide(
-        recipe, parts, task, clients, data.train, out, release=data.release, progress=progress, post=mpi.post(world)
-    )
+        recipe, parts, task, clients, data.train, out, release=data.release, progress=progress, post=mpi.post(world),
+        quorum=recipe.num_clients,
+    )  # fmt: skip
     mpi.serve(world, side.host)
     result = side.finish()
     world.tell_all(kind="end")  # not before the results lie there, because clients give up their states then

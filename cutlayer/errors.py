@@ -23,6 +23,14 @@ class RunFailed(RuntimeError):
     """A run that had begun could not go on; finished rounds are kept (exit code 1)."""
 
 
+class NotFinite(BadInput):
+    """A client's message holds infinity or NaN."""
+
+
+class Diverged(RunFailed):
+    """A loss or a weight of the server is infinity or NaN."""
+
+
 class Advice(UserWarning):
     """What was given works, and something else would be better; the message is one line."""
 

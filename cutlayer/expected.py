@@ -1,33 +1,54 @@
 """What a client elsewhere may say: a server has only its word, so what does not fit is refused before any of it is kept."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from .averaging import batch_norm_entries
 from .client import Client
-from .errors import BadInput
+from .errors import BadInput, NotFinite
+from .finite import first_not_finite, not_finite
+from .record_names import RecordNames
 from .slots import SLOTS, parameter_names
 from .wire import Codecs, Message, Packed, family
 
 COUNTS = ("done", "version", "weight", "batches", "left")  # of every sync
-LARGEST = 2**32
+MAX_COUNT = 2**53
+MAX_SAMPLES = 10**9
+MAX_RECORD = torch.finfo(torch.float32).max  # records are sums in float32
 
 
 class Expected:
     """Remembers what each client was told to give back, and holds what it sends against that.
 
-    `client` is any of them as it was built; `kinds` of messages beside sync and mark are handled; `own` are the names in a round's record
-    that only the server writes. `shapes` are those of one sample at the cut by role, and `samples` is how many a batch has at most.
+    `client` is any of them as it was built; `kinds` of messages beside sync and mark are handled; `records` are the names that a client
+    may record. `at_cut` are tensors of samples as they cross the cut, by role, and `labels` are targets of the same data set;
+    `samples` is how many a batch has at most. `batches_of` gives the number of batches in a round of a client with n samples.
+    `counts` has the number of samples of each client; it changes when a client says what it has.
+
+    With `examines_all` every tensor at the cut is checked for infinity and NaN, else only records and weights: activations are many.
     """
 
     def __init__(
-        self, client: Client, kinds: Collection[str], own: Collection[str], shapes: Mapping[str, torch.Size], samples: int
+        self,
+        client: Client,
+        kinds: Collection[str],
+        records: RecordNames,
+        at_cut: Mapping[str, Tensor],
+        labels: Tensor,
+        samples: int,
+        batches_of: Callable[[int], int],
+        counts: dict[int, int],
     ) -> None:
-        self.weights, self.kinds, self.own = client.weights(), {"sync", "mark", *kinds}, frozenset(own)
-        self.shapes, self.samples, self.ragged, self.merges = shapes, samples, client.task.ragged, client.reducer is not None
+        self.weights, self.kinds, self.records = client.weights(), {"sync", "mark", *kinds}, records
+        self.shapes = {role: tensor.shape[1:] for role, tensor in at_cut.items()}
+        self.samples, self.ragged, self.merges = samples, client.task.ragged, client.reducer is not None
+        self.batches_of, self.counts = batches_of, counts
+        built = {f"{end}/{name}": tensor for name, tensor in self.weights.items() for end in ("weights", "evaluation")}
+        self.infinite = not_finite({**built, **at_cut, "labels": labels})  # roles that hold infinity or NaN as built
+        self.examines_all = False
         self.kept = batch_norm_entries(list(self.weights)) if client.keeps_norm else set()
         self.slots = SLOTS[type(client.optimizer)] if client.hand_over == "carry" else frozenset()
         self.trained = set(parameter_names(client).values())
@@ -51,8 +72,8 @@ class Expected:
                 f"a message of kind {message.kind!r:.80} arrived; this server handles {', '.join(sorted(self.kinds))}"
             )
         for name, value in message.numbers.items():
-            if not math.isfinite(value) and family(name) != "record":  # a record may say that training has diverged
-                raise BadInput(f"{name} = {value} in a message of kind {message.kind!r}; only finite numbers are sent")
+            if not math.isfinite(value) or (family(name) == "record" and abs(value) > MAX_RECORD):
+                raise NotFinite(f"{name} = {value} in a message of kind {message.kind!r}; only finite numbers are sent")
         for role, coded, parts in packed.roles:
             says = getattr(codecs.get(family(role)), "says", None)
             shape = says(parts) if coded and parts and says else None
@@ -81,6 +102,12 @@ class Expected:
                 self._fits(role, tensor.shape)
         if "labels" in message.tensors:
             self._labelled(message.tensors)
+        if message.is_sync or self.examines_all:
+            name = first_not_finite(message.tensors, self.infinite)
+            if name is not None:
+                raise NotFinite(
+                    f"{name!r} in a message of kind {message.kind!r} holds infinity or NaN; only finite numbers are sent"
+                )
         if not message.is_sync and not message.is_mark and not message.step < self.batches.get(message.client, 0.0):
             raise BadInput(
                 f"step {message.step} in a message of kind {message.kind!r}; its round has {self.batches.get(message.client, 0):g} batches"
@@ -102,21 +129,30 @@ class Expected:
         numbers = message.numbers
         for name in COUNTS:
             value = numbers.get(name, -1.0)
-            if not (0 <= value <= LARGEST and value.is_integer()):
-                raise BadInput(f"{name} = {value} of its sync is no count; whole numbers up to {LARGEST} are")
+            if not (0 <= value <= MAX_COUNT and value.is_integer()):
+                raise BadInput(f"{name} = {value} of its sync is no count; whole numbers up to {MAX_COUNT} are")
         if not numbers["weight"] or numbers["left"] > numbers["batches"] or numbers["done"] > 1:
             raise BadInput(
                 f"its sync says {', '.join(f'{name} {numbers[name]:g}' for name in COUNTS)}; no client with samples does"
             )
-        for name in numbers:
-            if family(name) == "record" and name.partition("/")[2] in self.own:
-                raise BadInput(f"{name} is written by the server alone; give this figure of a client another name")
+        count = self.counts.get(message.client, 0)
+        if (numbers["weight"], numbers["batches"]) != (count, self.batches_of(count)):
+            raise BadInput(
+                f"its sync says weight {numbers['weight']:.0f} and batches {numbers['batches']:.0f}; a client with {count} samples, as it "
+                f"said, has weight {count} and {self.batches_of(count)} batches in a round"
+            )
+        names = [name.partition("/")[2] for name in numbers if family(name) == "record"]
+        if names and (numbers["left"] or not numbers["done"]):
+            raise BadInput("its sync has records before the end of its round")
+        self.records.check(names)
 
     def _wanted(self, message: Message) -> set[str]:
         if not message.numbers["done"]:
             return set()
         if message.client not in self.asked:
             raise BadInput("it ends a turn that it was not told to begin")
+        if message.numbers["left"] == message.numbers["batches"]:
+            raise BadInput("its turn ends before its first batch")
         asked = self.asked.pop(message.client)
         averaged = self.weights.keys() - self.kept if asked & 1 else set()
         others = self.weights.keys() - averaged if asked & 2 and not message.numbers["left"] else set()

@@ -109,12 +109,12 @@ def _try_network(parts: Parts, batch: Batch) -> Trial:
     return Trial(batch, z, features, output)
 
 
-def crossing(parts: Parts, source: Source) -> dict[str, torch.Size]:
-    """Return the shape of a sample of what a client sends at the cut, by role."""
+def crossing(parts: Parts, source: Source) -> dict[str, Tensor]:
+    """Return what a client sends at the cut for two samples, by role; a gradient has the shape and values of what it belongs to."""
     z, top = _entering(parts, extreme_samples(source))
     with torch.no_grad():
         sent = {**z.tensors("smashed"), "feature_grad": top(z.main, **z.others)}
-    return {role: tensor.shape[1:] for role, tensor in sent.items() if tensor.is_floating_point() or role == "smashed"}
+    return {role: tensor for role, tensor in sent.items() if tensor.is_floating_point() or role == "smashed"}
 
 
 def _entering(parts: Parts, batch: Batch) -> tuple[Smashed, nn.Module]:

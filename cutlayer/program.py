@@ -21,6 +21,9 @@ class Method(Protocol):
     `sends(options, round, step, seen)`, a static method, declares what a step sends (`Sends`), for an exact estimate before a run;
     `seen` counts the client's steps in all rounds. Without it every step is taken to send the same.
 
+    `record_names`, a class attribute, lists the names of all figures in the records of its steps: a server elsewhere accepts no others.
+    Without it a client may record up to 32 names that the server does not write itself.
+
     One that asks for replies that it collects later has `settle(client)`, which collects them before a turn ends and at marks.
     One that names it as its base has nothing of its own to keep.
     """

@@ -9,7 +9,7 @@ from . import codecs
 from .building import placement
 from .cut import Smashed
 from .data.sources import Source
-from .errors import BadInput, RunFailed
+from .errors import BadInput, Diverged
 from .evaluate import recomposed
 from .outputs import Outputs
 from .parties import Parties
@@ -48,15 +48,13 @@ class Rounds:
         self.progress(self.done, self.steps, None)
 
     def end(self, server: Server) -> None:
-        """Record a finished round, evaluated if it is its turn; raises RunFailed if a figure is not finite."""
+        """Record a finished round, evaluated if it is its turn; raises Diverged if a figure is not finite."""
         assert self.parties is not None
         round = server.schedule.round
         record: dict[str, Any] = {"round": round, **means(server)}
         for name, value in record.items():
             if not math.isfinite(value):
-                raise RunFailed(
-                    f"{name} is {value} in round {round}; lower lr (now {self.recipe.lr}) or set clip; earlier rounds are kept"
-                )
+                raise self.diverged(f"{name} is {value}")
         if server.schedule.plan.evaluated(round) and self.source.held_out is not None:
             task, autocast = self.parties.one.task, server.training.autocast
             place, through = placement(self.recipe), as_evaluated(self.recipe)
@@ -69,6 +67,13 @@ class Rounds:
                 }
         self.outputs.round(record, self.parties.meter)
         self.progress(self.done, self.steps, record)
+
+    def diverged(self, what: str) -> Diverged:
+        """Return the error of a run in which something is not finite; `what` says what."""
+        assert self.parties is not None
+        return Diverged(
+            f"{what} in round {self.parties.server.schedule.round}; lower lr (now {self.recipe.lr}) or set clip; earlier rounds are kept"
+        )
 
     def mark(self, server: Server) -> None:
         """Write a mark; raises Paused if the time is over and the run is not."""
@@ -113,7 +118,7 @@ def as_evaluated(recipe: Recipe) -> Callable[[Smashed], Smashed]:
 
 
 def own_names(task: Task) -> set[str]:
-    """Return what of a round's record no client may say."""
+    """Return the names in a round's record that only the server writes."""
     own = {"round", "train_loss", "bytes", "seconds", "seconds_total", "simulated_seconds"}
     return own | {name + end for name in task.metrics for end in ("", "_min", "_max")}
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from .access import Access
 from .data.partition import Partition
 from .errors import BadInput, RunFailed
-from .expected import LARGEST
+from .expected import MAX_SAMPLES
 from .handshake import about, disagreement, doubts
 from .offences import times
 from .outputs import Result, check_folder
@@ -224,12 +224,12 @@ class Serving:
         held, samples = told["held"], told["samples"]
         if not isinstance(held, list) or not all(isinstance(label, int) for label in held):
             raise BadInput("what it says of its states is no list of numbers")
-        if type(samples) is not int or not 0 <= samples <= LARGEST:
-            raise BadInput(f"samples = {samples!r:.40} is no count; whole numbers up to {LARGEST} are")
+        if type(samples) is not int or not 0 <= samples <= MAX_SAMPLES:
+            raise BadInput(f"samples = {samples!r:.40} is no count; whole numbers up to {MAX_SAMPLES} are")
         if k not in self.members:
             self.say(f"{self.names[k]} is here with {samples} samples")
         self.members.add(k)
-        self.samples[k] = samples
+        self.samples[k] = self.host.expected.counts[k] = samples
         self.ready[k] = self.gate.peers[k].session
         self.host.hello(k, held)
 

@@ -1,8 +1,10 @@
 """The two sides of a run across processes: what the server's process is made of, and what a client's is."""
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .building import Builder
+from .building import Builder, batches_per_round
 from .cut import Parts
 from .data.items import check_reproducible
 from .data.partition import Partition
 from .data.sources import Source
-from .errors import Advice, BadInput
+from .errors import Advice, BadInput, Diverged
 from .expected import Expected
+from .finite import first_not_finite, not_finite
 from .fit import crossing, fitted
 from .labels_cross import warn_if_inputs_cross
 from .meter import Meter
@@ -25,7 +28,9 @@ from .parties import Parties
 from .private import write
 from .program import program
 from .recipes.legal import switched_off
+from .recipes.options import method_class
 from .recipes.recipe import Recipe
+from .record_names import RecordNames
 from .rounds import Progress, Rounds, own_names
 from .server import Server
 from .stored import Stored
@@ -88,7 +93,11 @@ class ServerSide:
         self.rounds.follow(self.parties)
         self.outputs.reproducible = check_reproducible(source, recipe.seed)
         link = Link(ends, meter, self.outputs.tap())
-        expected = Expected(template, server.handlers, own_names(task), crossing(parts, source), recipe.batch_size)
+        self.infinite = not_finite(tensors_of(server))  # as built
+        expected = Expected(
+            template, server.handlers, record_names(recipe, parts, task), crossing(parts, source), source.labels, recipe.batch_size,
+            partial(batches_per_round, recipe), {k: len(share) for k, share in enumerate(clients.shares)},
+        )  # fmt: skip
         self.host = Host(server, link, self, lambda: self.parties.labels, post, expected, **how)
         self.host.incarnation, self.host.incarnated = self._last(), self._number
         server.on_mark, server.on_round = self._mark, self._round
@@ -106,6 +115,20 @@ class ServerSide:
         """Go back to a mark."""
         self.rounds.resume(state)
 
+    def check_finite(self) -> None:
+        """Raise Diverged if a loss of this round, or a weight that the server holds, is infinity or NaN."""
+        server = self.parties.server
+        for name, value in server.record().items():
+            if not math.isfinite(value):
+                raise self.diverged(f"{'train_loss' if name == 'loss' else name} is {value}")
+        weight = first_not_finite(tensors_of(server), self.infinite)
+        if weight is not None:
+            raise self.diverged(f"{weight!r} at the server holds infinity or NaN")
+
+    def diverged(self, what: str) -> Diverged:
+        """Return the error of a run in which something is not finite; `what` says what."""
+        return self.rounds.diverged(what)
+
     def finish(self) -> Result:
         """Write what is left to write, with what the clients measured, and return the result."""
         meter = self.parties.meter
@@ -115,10 +138,12 @@ class ServerSide:
         return self.outputs.finish(self.parties)
 
     def _mark(self, server: Server) -> None:
+        self.check_finite()
         self.rounds.mark(server)
         self.host.marked()
 
     def _round(self, server: Server) -> None:
+        self.check_finite()
         self.rounds.done = server.schedule.round + 1
         self.rounds.end(server)
 
@@ -131,6 +156,20 @@ class ServerSide:
 
     def _number(self, incarnation: int) -> None:
         write(self.out / "incarnation", str(incarnation))
+
+
+def record_names(recipe: Recipe, parts: Parts, task: Task) -> RecordNames:
+    """Return the names that the clients of a recipe may record."""
+    method = method_class(recipe.method)
+    client_loss = parts.tail is not None or getattr(method, "uncut", False)
+    return RecordNames(getattr(method, "record_names", None), own_names(task), client_loss)
+
+
+def tensors_of(server: Server) -> dict[str, Tensor]:
+    """Return the weights that a server holds, by name: of its tops, and of its newest client model."""
+    tops = {f"top-{k}": top for k, top in server.copies.items()} or {"top": server.top}
+    found = {f"{name}.{key}": tensor for name, top in tops.items() for key, tensor in top.state_dict().items()}
+    return found | server.weights
 
 
 def add(meter: Meter, figures: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""Three ranks, of which the last one fails in its first round, or beside one that has much to send, or is killed in its second, or none."""
+"""Three ranks, of which the last one fails in its first round, or beside one that has much to send, or is killed in its second, or none.
+
+Or it sends infinity (infinite), or the learning rate makes training diverge (diverging).
+"""
 
 import os
 import signal
@@ -29,6 +32,11 @@ def at_the_fifth(last):
     return forward
 
 
+def infinite(self, batch, _forward=client.Client.forward, **how):
+    z = _forward(self, batch, **how)
+    return z._replace(main=z.main * float("inf"))
+
+
 def slow(self, message, _handle=server.Server.handle):
     time.sleep(0.3)
     return _handle(self, message)
@@ -41,8 +49,11 @@ if __name__ == "__main__":
         fields |= {"scheme": "locsplitfed", "auxiliary": "linear", "local_epochs": 8}
         mpi.MAX_UNSENT = 1 << 16
         server.Server.handle = slow
-    if cluster.rank() == 2 and how != "whole":
-        client.Client.forward = {"broken": broken, "behind": at_the_fifth(broken), "killed": at_the_fifth(killed)}[how]
+    if how == "diverging":
+        fields["lr"] = 1e30
+    elif cluster.rank() == 2 and how != "whole":
+        failures = {"broken": broken, "behind": at_the_fifth(broken), "killed": at_the_fifth(killed), "infinite": infinite}
+        client.Client.forward = failures[how]
     try:
         cluster.run(make({**BASE, **fields}), Path(sys.argv[1]))
     except Exception as error:

@@ -9,7 +9,7 @@ import cutlayer
 
 PACKAGE = Path(cutlayer.__file__).parent
 LEVELS = (
-    {"errors", "descriptors", "integrity", "printable", "private",
+    {"errors", "descriptors", "integrity", "printable", "private", "finite", "record_names",
      "streams", "rows", "task", "named", "averaging", "message", "frame", "wire", "codecs", "reducing",
      "models", "trace", "cut", "frozen",
      "training", "slots",

@@ -97,16 +97,22 @@ def test_how_many_samples_a_client_has_is_a_count(samples, tmp_path, monkeypatch
 
 
 def test_many_samples_cost_a_server_nothing(tmp_path, monkeypatch):
-    net, ready = Net(COPIES, tmp_path), NetworkLine._ready
+    most, net, ready, send = 10**9, Net(COPIES, tmp_path), NetworkLine._ready, NetworkLine.send
 
     def boasting(line):
-        line.samples = 2**32
+        line.samples = most
         ready(line)
 
+    def in_syncs(packed):
+        batches = most / COPIES.batch_size
+        left = 0.0 if packed.message.numbers["done"] else batches
+        return with_numbers(weight=float(most), batches=batches, left=left)(packed)
+
     monkeypatch.setattr(NetworkLine, "_ready", boasting)
+    monkeypatch.setattr(NetworkLine, "send", lambda line, packed, label: send(line, told(in_syncs)(packed), label))
     for name in ("client0", "client1"):
         net.join(name)
-    assert net.wait().summary["samples"] == [2**32, 2**32]
+    assert net.wait().summary["samples"] == [most, most]
 
 
 @pytest.mark.parametrize("seconds", [10**400, -1.0, math.nan, math.inf, "1"], ids=lambda value: str(value)[:8])
@@ -211,7 +217,7 @@ def test_an_optimizers_state_that_travels_is_that_of_its_parameters(tmp_path):
     weights = {f"weights/{name}": tensor for name, tensor in mine.items()}
     name = next(iter(mine))
     right = {f"optimizer/{name}/momentum_buffer": mine[name]}
-    numbers = {"done": 1.0, "version": 0.0, "weight": 9.0, "batches": 3.0, "left": 0.0}
+    numbers = {"done": 1.0, "version": 0.0, "weight": 22.0, "batches": 3.0, "left": 0.0}
     for wrong, why in (
         ({f"optimizer/{name}/momentum_buffer": torch.zeros(3)}, r"is \(3,\)"),
         ({f"optimizer/{name}/exp_avg": mine[name]}, "is no state of an optimizer"),

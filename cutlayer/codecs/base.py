@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..errors import RunFailed
+from ..errors import Diverged
 from ..frame import lies_channels_last
 from ..streams import stream
 
@@ -58,9 +58,9 @@ class Drawing(Stateless):
 
 
 def finite(tensor: Tensor) -> Tensor:
-    """Return the tensor; raise RunFailed if any of it is NaN or infinite, which no codec may hide."""
+    """Return the tensor; raise Diverged if any of it is NaN or infinite, which no codec may hide."""
     if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
-        raise RunFailed("a tensor to be encoded holds NaN or infinity; lower lr, or set clip")
+        raise Diverged("a tensor to be encoded holds NaN or infinity; lower lr, or set clip")
     return tensor
 
 

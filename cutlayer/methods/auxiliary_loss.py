@@ -46,6 +46,7 @@ class AuxiliaryLoss:
 
     Options: ClassVar[type] = AuxiliaryLossOptions
     needs_labels: ClassVar[bool] = False
+    record_names: ClassVar[tuple[str, ...]] = ("auxiliary_loss", "decoder_loss")
 
     def __init__(self, options: AuxiliaryLossOptions, client: Client) -> None:
         self.options, self.seen = options, 0

@@ -19,6 +19,7 @@ class Backprop(Method):
 
     Options: ClassVar[type] = BackpropOptions
     needs_labels: ClassVar[bool] = False
+    record_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: BackpropOptions, client: Client) -> None:
         pass

@@ -43,6 +43,7 @@ class LossThreshold(Method):
 
     Options: ClassVar[type] = LossThresholdOptions
     needs_labels: ClassVar[bool] = True
+    record_names: ClassVar[tuple[str, ...]] = ()
     decides_for_all: ClassVar[bool] = True
 
     def __init__(self, options: LossThresholdOptions, client: Client) -> None:

@@ -40,6 +40,7 @@ class SyntheticGradient:
 
     Options: ClassVar[type] = SyntheticGradientOptions
     needs_labels: ClassVar[bool] = False
+    record_names: ClassVar[tuple[str, ...]] = ("regressor_loss",)
 
     def __init__(self, options: SyntheticGradientOptions, client: Client) -> None:
         self.options, self.seen, self.size = options, 0, 0.0
@@ -95,5 +96,4 @@ class SyntheticGradient:
         return {"seen": self.seen, "size": self.size, "pending": [list(entry) for entry in self.pending]}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.seen, self.size = state["seen"], state["size"]
-        self.pending = [(number, z, y, true) for number, z, y, true in state["pending"]]
+        self.seen, self.size, self.pending = state["seen"], state["size"], [(n, z, y, g) for n, z, y, g in state["pending"]]

@@ -22,6 +22,7 @@ class Uncut(Method):
 
     Options: ClassVar[type] = UncutOptions
     needs_labels: ClassVar[bool] = False
+    record_names: ClassVar[tuple[str, ...]] = ("loss",)
     uncut: ClassVar[bool] = True
 
     def __init__(self, options: UncutOptions, client: Client) -> None:

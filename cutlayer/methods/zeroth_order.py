@@ -42,6 +42,7 @@ class ZerothOrder(Method):
 
     Options: ClassVar[type] = ZerothOrderOptions
     needs_labels: ClassVar[bool] = True
+    record_names: ClassVar[tuple[str, ...]] = ("probed_loss",)
 
     def __init__(self, options: ZerothOrderOptions, client: Client) -> None:
         self.options = options
@@ -62,8 +63,7 @@ class ZerothOrder(Method):
     @staticmethod
     def sends(options: ZerothOrderOptions, round: int, step: int, seen: int) -> Sends:
         """Return whether a step sends activations, and whether it is answered: probes of the server's loss always are."""
-        asks = options.probe == "server"
-        return Sends(asks or step % options.send_every == 0, asks)
+        return Sends(options.probe == "server" or step % options.send_every == 0, options.probe == "server")
 
     @staticmethod
     def server_part(options: ZerothOrderOptions) -> Probes | None:

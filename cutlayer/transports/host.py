@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ..errors import BadInput
+from ..errors import BadInput, Diverged, NotFinite
 from ..expected import Expected
 from ..server import Server
 from ..wire import Message, Packed
@@ -14,11 +14,16 @@ from .member import Start
 
 
 class Book(Protocol):
-    """Keeps the server's marks: `newest` with its number, None and 0 before the first one; `load` goes back to one."""
+    """Keeps the server's marks: `newest` with its number, None and 0 before the first one; `load` goes back to one.
+
+    `check_finite` raises Diverged if the server's losses or weights are not finite; `diverged` returns that error for another reason.
+    """
 
     def newest(self) -> tuple[Any, int]: ...
     def load(self, state: Any) -> None: ...
     def built(self) -> Any: ...
+    def check_finite(self) -> None: ...
+    def diverged(self, what: str) -> Diverged: ...
 
 
 class Host:
@@ -52,6 +57,7 @@ class Host:
         self.there: set[int] = set()
         self.ball: set[int] = set()  # clients that are there and have something to do
         self.heard: set[int] = set()  # who has spoken since the newest mark
+        self.not_finite: set[int] = set()  # clients that sent infinity or NaN, and have finished no round since
         self.finished: dict[int, Mapping[str, Any]] = {}
         self.missed: dict[int, float] = {}
         self.started: dict[int, int] = {}  # under which incarnation a client was last told to start
@@ -131,6 +137,14 @@ class Host:
             return
         if packed.message.client != k:
             raise BadInput(f"a message of kind {packed.message.kind!r} for client {packed.message.client} came from client {k}")
+        try:
+            self._handle(k, packed, label)
+        except NotFinite as error:
+            self._blame(k, error)
+        except Diverged as error:
+            self._examine(error)
+
+    def _handle(self, k: int, packed: Packed, label: int) -> None:
         self.expected.arriving(packed, self.link.codecs[k][1])
         self.heard.add(k)
         self.link.note("up", packed)
@@ -140,7 +154,35 @@ class Host:
             self.labels()[k] = label
         if message.reply == "wait":
             self.ball.discard(k)
+        if message.is_sync and not message.is_hello and not message.numbers["left"]:
+            self.not_finite.discard(k)
         self._send(self.server.handle(message))
+
+    def _blame(self, k: int, error: NotFinite) -> None:
+        """Raise the error of a client that sent infinity or NaN, unless it has them from the server.
+
+        Raises Diverged if fewer than `quorum` clients are left that did not: then training has diverged.
+        """
+        try:
+            self.book.check_finite()
+        except Diverged as diverged:
+            self._examine(diverged)
+            return
+        self.not_finite.add(k)
+        if self.num_clients - len(self.server.schedule.absent | self.not_finite) < self.quorum:
+            names = ", ".join(self.names[j] for j in sorted(self.not_finite))
+            raise self.book.diverged(f"values of {names} are not finite ({error})") from error
+        raise error
+
+    def _examine(self, error: Diverged) -> None:
+        """Go back to the newest mark and check every message from then on, to find whose message made the server diverge.
+
+        Raises the error if every message was checked already: then finite messages did it.
+        """
+        if self.expected.examines_all:
+            raise error
+        self.expected.examines_all = True
+        self.say(f"{error}; to find the cause, all go on from mark {self._again()} and every message is checked")
 
     def bye(self, k: int, figures: Mapping[str, Any]) -> None:
         """Note that a client has finished, and what it has measured."""

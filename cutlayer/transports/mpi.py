@@ -213,12 +213,16 @@ def post(world: World) -> Callable[[int, Packed | Start], None]:
 
 
 def serve(world: World, host: Host) -> None:
-    """Run the server's half on rank 0 to the end; raises what a client's rank failed with."""
+    """Run the server's half on rank 0 to the end; raises what a client's rank failed with, and RunFailed that names a
+    client whose message cannot be used."""
     while not host.done:
         found: Received = world.wait(world.poll)
         k = found.rank - 1
         if found.frame is not None:
-            host.frame(k, found.frame, found.label)
+            try:
+                host.frame(k, found.frame, found.label)
+            except BadInput as error:
+                raise RunFailed(f"{host.names[k]} sent what the server cannot use: {error}") from error
             continue
         told = found.told
         if told["kind"] == "hello":
