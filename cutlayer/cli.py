@@ -82,7 +82,9 @@ def run_mpi(made: Recipe, recipe: str, folder: Path) -> int:
             return WRONG if isinstance(error, BadInput) else FAILED
         return 0
     with progress_bar() as bar:
-        cluster.run(made, folder, progress=follow(bar, made.name or recipe))
+        cluster.run(
+            made, folder, progress=follow(bar, made.name or recipe), say=lambda line: console.print(line, highlight=False)
+        )
     show_finished(folder)
     return 0
 

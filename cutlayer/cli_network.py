@@ -64,6 +64,7 @@ def serve(
     wait_for: str = "all",
     start_timeout: float = 600.0,
     patience: float = 120.0,
+    turn_timeout: float = 600.0,
     quorum: int = 1,
     late_join: bool = False,
     keepalive: float = 20.0,
@@ -85,6 +86,7 @@ def serve(
         wait_for: so many clients have to be there to begin, or all.
         start_timeout: seconds until then.
         patience: seconds that a client may be away while nobody else has anything to do; then it has left.
+        turn_timeout: seconds of silence of a connected client that the server waits for; then it has left.
         quorum: clients without which nobody is left behind: the server waits, and says so.
         late_join: clients that were not there at the start may come later.
         keepalive: seconds of silence after which a connection is tried; half as many more, and it is dead.
@@ -130,8 +132,9 @@ def serve(
         try:
             serving = Serving(
                 made, folder, listen=listen, tls=tls, names=names, wait_for=None if wait_for == "all" else int(wait_for),
-                start_timeout=start_timeout, patience=patience, quorum=quorum, late_join=late_join, keepalive_s=keepalive, say=say,
-                revoked=revoked, max_offences=max_offences, watch=live,
+                start_timeout=start_timeout, patience=patience, turn_timeout=turn_timeout, quorum=quorum, late_join=late_join,
+                keepalive_s=keepalive, say=say, revoked=revoked, max_offences=max_offences,
+                watch=live,
             )  # fmt: skip
             with (
                 Screen(

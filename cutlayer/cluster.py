@@ -3,7 +3,7 @@
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from .sides import ServerSide, member
 from .transports import mpi
 
 
-def run(recipe: Recipe, out: Path, *, progress: Progress | None = None, **_: Any) -> Result | None:
+def run(
+    recipe: Recipe, out: Path, *, progress: Progress | None = None, say: Callable[[str], None] = lambda line: None, **_: Any
+) -> Result | None:
     """Run a recipe on the ranks of this mpiexec, to the end or on from the marks of all; the result is at rank 0 alone.
 
     Raises BadInput unless there are 1 + num_clients ranks. When a rank fails, all stop with its error within seconds.
@@ -34,7 +36,7 @@ def run(recipe: Recipe, out: Path, *, progress: Progress | None = None, **_: Any
         )
     try:
         with alone_in(out if world.rank == 0 else None):
-            return _run(world, recipe, out, progress)
+            return _run(world, recipe, out, progress, say)
     except mpi.Ended:
         shutil.rmtree(out / f"client{world.rank - 1}", ignore_errors=True)
         return None
@@ -52,7 +54,7 @@ def run(recipe: Recipe, out: Path, *, progress: Progress | None = None, **_: Any
         raise
 
 
-def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None) -> Result | None:
+def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None, say: Callable[[str], None]) -> Result | None:
     k = world.rank - 1
     if k < 0:
         check_folder(recipe, out)
@@ -70,7 +72,7 @@ def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None)
     warn_if_inputs_cross(recipe, parts, data.train)  # rank 0 speaks for all
     side = ServerSide(
         recipe, parts, task, clients, data.train, out, release=data.release, progress=progress, post=mpi.post(world),
-        quorum=recipe.num_clients,
+        quorum=recipe.num_clients, say=say,
     )  # fmt: skip
     mpi.serve(world, side.host)
     result = side.finish()

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from .errors import BadInput
 from .serve import Serving
+from .transports import waits
 
 EVERY_S = 0.5
 MAX_READERS = 16  # connections to the status page at once
@@ -60,6 +61,7 @@ class Live:
         return {
             "round": server.schedule.round, "rounds": server.schedule.plan.rounds, "incarnation": host.incarnation,
             "begun": host.begun, "clients": clients, "record": records[-1] if records else {},
+            "waiting_for": {name: round(s, 1) for name, s in serving.waiting_for().items() if s >= waits.NAMED_AFTER_S},
         }  # fmt: skip
 
     def table(self) -> Any:
@@ -90,6 +92,8 @@ def state(serving: Serving, k: int) -> str:
         return "left" if k in host.server.schedule.absent else "away"
     if k in host.server.schedule.absent:
         return "next round"
+    if (silence := host.waits.silence(k)) >= waits.NAMED_AFTER_S:
+        return f"silent {silence:.0f} s"
     return "training" if k in host.server.running else "waiting"
 
 
@@ -114,6 +118,9 @@ def metrics(seen: dict[str, Any]) -> str:
     lines += ["# TYPE cutlayer_client_here gauge"]
     for c in seen.get("clients", []):
         lines.append(f'cutlayer_client_here{{client="{c["name"]}"}} {int(c["state"] not in ("away", "left"))}')
+    lines += ["# TYPE cutlayer_waiting_seconds gauge"]
+    for c in seen.get("clients", []):
+        lines.append(f'cutlayer_waiting_seconds{{client="{c["name"]}"}} {seen["waiting_for"].get(c["name"], 0)}')
     return "\n".join(lines) + "\n"
 
 

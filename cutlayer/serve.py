@@ -24,6 +24,7 @@ from .revoked import Revoked
 from .rounds import Progress
 from .run import data_of, parts_of, task_of
 from .sides import ServerSide
+from .transports import waits
 from .transports.grpc_common import Tls, check_party_name, check_seconds
 from .transports.grpc_server import Event, Gate
 from .transports.session import Received, Session
@@ -43,9 +44,10 @@ class Serving:
 
     def __init__(
         self, recipe: Recipe, out: Path, *, listen: str, tls: Tls | None = None, names: Sequence[str] = (), wait_for: int | None = None,
-        start_timeout: float = 600.0, patience: float = 120.0, quorum: int = 1, late_join: bool = False, keepalive_s: float = 20.0,
-        revoked: Path | None = None, max_offences: int = 5,
-        say: Callable[[str], None] = lambda line: None, progress: Progress | None = None, watch: Watch = lambda serving: None,
+        start_timeout: float = 600.0, patience: float = 120.0, turn_timeout: float = 600.0, quorum: int = 1, late_join: bool = False,
+        keepalive_s: float = 20.0, revoked: Path | None = None, max_offences: int = 5,
+        say: Callable[[str], None] = lambda line: None, progress: Progress | None = None,
+        watch: Watch = lambda serving: None,
     ) -> None:  # fmt: skip
         recipe = make({**recipe.flat(), "transport": "grpc"})
         n = recipe.num_clients
@@ -58,8 +60,8 @@ class Serving:
         for flag, value in (("--wait-for", self.wait_for), ("--quorum", quorum)):
             if not 1 <= value <= n:
                 raise BadInput(f"{flag} {value}: from 1 to num_clients = {n}")
-        check_seconds("--start-timeout", start_timeout)
-        check_seconds("--patience", patience)
+        for flag, seconds in (("--start-timeout", start_timeout), ("--patience", patience), ("--turn-timeout", turn_timeout)):
+            check_seconds(flag, seconds)
         self.recipe, self.start_timeout, self.late_join, self.say, self.watch = recipe, start_timeout, late_join, say, watch
         check_folder(recipe, out)
         listed = None if revoked is None else Revoked(revoked, tls.ca if tls else None, say)
@@ -68,7 +70,8 @@ class Serving:
         elsewhere = Partition(data.train, (torch.empty(0, dtype=torch.long),) * n, "elsewhere", torch.zeros(0, 0))
         self.side = ServerSide(
             recipe, parts_of(recipe, data), task_of(recipe), elsewhere, data.train, out, release=data.release, progress=progress,
-            post=self._post, patience=patience, quorum=quorum, say=say, names=self.names,
+            post=self._post, patience=patience, turn_timeout=turn_timeout, quorum=quorum, dismiss=self._dismiss, say=say,
+            names=self.names,
         )  # fmt: skip
         self.host = self.side.host
         self.mine = about(recipe, data)
@@ -79,21 +82,22 @@ class Serving:
         self.seen: dict[int, float] = {}  # when something came from a client, by the monotonic clock
         self.unacknowledged: dict[int, deque[tuple[Session, Received]]] = {}  # messages that wait to be computed
         self.stopping = False
+        self.began = self.looked = time.monotonic()
+        self.idle = 0.0  # seconds without anything to do since `looked`
+        self.missing: dict[str, str] = {}  # who was named before the start, and why
         self.gate = Gate(listen, self.names, self._refusal, tls=tls, keepalive_s=keepalive_s, barred=self.access.barred)
 
     def run(self) -> Result:
         """Serve to the end of training and return the result; raises KeyboardInterrupt between two messages after `stop`."""
-        since = time.monotonic()
+        self.began = self.looked = time.monotonic()
         torch.set_num_threads(self.recipe.num_threads)
         try:
             while not self.host.done:
-                if not self.host.begun and not self._barrier(time.monotonic() - since):
+                if not self.host.begun and not self._barrier(time.monotonic() - self.began):
                     raise RunFailed(self._missing())
-                begin = time.monotonic()
-                try:
-                    self._take(self.gate.events.get(timeout=TICK_S))
-                except queue.Empty:
-                    self.host.waited(time.monotonic() - begin)
+                if (event := self._next_event()) is not None:
+                    self._take(event)
+                self._count_idle()
                 self._check_access()
                 self.watch(self)
                 if self.stopping:
@@ -109,6 +113,30 @@ class Serving:
             raise
         finally:
             self.gate.close()
+
+    def _next_event(self) -> Event | None:
+        """Return what the network threads have put into the queue, or None after a moment."""
+        begin = time.monotonic()
+        try:
+            return self.gate.events.get(timeout=TICK_S)
+        except queue.Empty:
+            return None
+        finally:
+            self.idle += time.monotonic() - begin
+
+    def _count_idle(self) -> None:
+        """Tell the host every TICK_S how long nothing came, and whose bytes moved since then."""
+        now = time.monotonic()
+        if now - self.looked >= TICK_S:
+            moved = {k for k, peer in list(self.gate.peers.items()) if peer.session.progressed >= self.looked}
+            self.host.waited(self.idle, moved)
+            self.looked, self.idle = now, 0.0
+
+    def waiting_for(self) -> dict[str, float]:
+        """Return the names of the clients that the server waits for, with the seconds of that so far."""
+        if self.host.begun:
+            return {self.names[k]: seconds for k, seconds in self.host.waiting_for().items()}
+        return {name: time.monotonic() - self.began for k, name in enumerate(self.names) if k not in self.host.there}
 
     def stop(self) -> None:
         """Stop when the message in hand is done, as Ctrl-C does; the marks stay."""
@@ -133,7 +161,18 @@ class Serving:
         if len(self.host.there) >= self.wait_for:
             self.host.begin()
             return True
+        if waited >= waits.NAMED_AFTER_S:
+            self._name_missing()
         return waited <= self.start_timeout
+
+    def _name_missing(self) -> None:
+        """Say who keeps the run from beginning, once for each reason."""
+        for k, name in enumerate(self.names):
+            connected = k in self.gate.peers and self.gate.peers[k].alive
+            why = "connected, and has not said that it is ready" if connected else "not connected"
+            if k not in self.host.there and self.missing.get(name) != why:
+                self.missing[name] = why
+                self.say(f"waiting for {name}: {why}")
 
     def _missing(self) -> str:
         missing = [name for k, name in enumerate(self.names) if k not in self.host.there]
@@ -141,6 +180,9 @@ class Serving:
 
     def _post(self, k: int, what: Any) -> None:
         self.gate.post(k, what)
+
+    def _dismiss(self, k: int, why: str) -> None:
+        self.gate.turn_away(k, f"{why}; it may take part from the next round on", may_return=True)
 
     def _refusal(self, name: str, hello: Mapping[str, Any]) -> str | None:
         """Return why a party cannot take part; called by a network thread."""

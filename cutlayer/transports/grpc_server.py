@@ -108,10 +108,10 @@ class Gate:
             with suppress(Closed):
                 peer.session.tell(**what)
 
-    def turn_away(self, k: int, why: str) -> None:
-        """End a client's connection for what it did."""
+    def turn_away(self, k: int, why: str, may_return: bool = False) -> None:
+        """End a client's connection for what it did, or did not do; with `may_return` the client opens another one by itself."""
         with self.lock:
-            self.peers[k].said = {"why": why}
+            self.peers[k].said = {"why": why, "busy": may_return}
             self._release(self.peers[k].session)
 
     def turn_away_barred(self) -> dict[int, str]:
@@ -157,7 +157,7 @@ class Gate:
         yield welcome
         yield from session.records(connection)
         if session.closed and "why" in peer.said:
-            yield control(kind="refused", why=peer.said["why"], busy=False)
+            yield control(kind="refused", why=peer.said["why"], busy=peer.said.get("busy", False))
 
     def _identify(self, context: Any) -> Identity:
         """Return who opens a stream, empty in plain text; ends the stream if it is nobody who may take part.

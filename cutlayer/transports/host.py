@@ -1,6 +1,7 @@
 """The server's half of a run across processes: who is there, what they sent, and going back to a mark when one of them died."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from ..server import Server
 from ..wire import Message, Packed
 from .link import Link
 from .member import Start
+from .waits import Waits
 
 
 class Book(Protocol):
@@ -31,7 +33,8 @@ class Host:
 
     Recovery is the same for every schedule: the server and all clients that are there go back to the newest mark and go on under a
     new incarnation; what was sent since is metered as repeated. Who stays away for `patience` seconds in which the server could do
-    nothing else has left, and the schedule goes on without it, as long as `quorum` clients are there.
+    nothing else has left, and the schedule goes on without it, as long as `quorum` clients are there. A client that is connected and
+    keeps an idle server waiting for `turn_timeout` seconds has left too; `dismiss(client, why)` ends its connection.
     """
 
     def __init__(
@@ -44,13 +47,16 @@ class Host:
         expected: Expected,
         *,
         patience: float = float("inf"),
+        turn_timeout: float = float("inf"),
         quorum: int = 1,
+        dismiss: Callable[[int, str], None] = lambda k, why: None,
         say: Callable[[str], None] = lambda line: None,
         names: Sequence[str] = (),
     ) -> None:
         self.server, self.link, self.book, self.labels, self.post = server, link, book, labels, post
         self.expected = expected
-        self.patience, self.quorum, self.say = patience, quorum, say
+        self.patience, self.turn_timeout, self.quorum = patience, turn_timeout, quorum
+        self.say, self.dismiss = say, dismiss
         self.names = names or [f"client{k}" for k in range(server.schedule.plan.num_clients)]
         self.first = copy.deepcopy(book.built())
         self.incarnation = 0
@@ -59,7 +65,8 @@ class Host:
         self.heard: set[int] = set()  # who has spoken since the newest mark
         self.not_finite: set[int] = set()  # clients that sent infinity or NaN, and have finished no round since
         self.finished: dict[int, Mapping[str, Any]] = {}
-        self.missed: dict[int, float] = {}
+        self.waits = Waits()
+        self.unanswered: dict[int, set[int]] = defaultdict(set)  # steps whose reply a client collects later
         self.started: dict[int, int] = {}  # under which incarnation a client was last told to start
         self.begun = self.told = False
         self.incarnated: Callable[[int], None] = lambda number: None
@@ -89,7 +96,6 @@ class Host:
     def hello(self, k: int, held: Collection[int]) -> None:
         """Take in a client whose process is new, with the labels of the states that it holds."""
         self.there.add(k)
-        self.missed.pop(k, None)
         if not self.begun:
             return
         label = self.labels().get(k, 0)
@@ -113,7 +119,6 @@ class Host:
     def back(self, k: int) -> None:
         """Note that a client's connection is there again; its process was never gone, but it may have missed a roll-back."""
         self.there.add(k)
-        self.missed.pop(k, None)
         if self.begun and self.started.get(k) != self.incarnation:
             self._start(k, self.labels().get(k, 0))
 
@@ -126,14 +131,13 @@ class Host:
     def exclude(self, k: int, why: str) -> None:
         """Go on without a client that may not come back, as after `patience`; what it did since the newest mark is undone."""
         self.lost(k)
-        if self.over:
-            self.server.schedule.absent.add(k)
-        elif self.begun and k not in self.server.schedule.absent and not self._go_on_without(k, why):
+        if self.begun and not self._go_on_without(k, why):
             self._again()
 
     def frame(self, k: int, packed: Packed, label: int) -> None:
         """Handle one message of a client; what belongs to before a roll-back is dropped."""
         if packed.incarnation != self.incarnation or not self.begun:
+            self.waits.discount(k)
             return
         if packed.message.client != k:
             raise BadInput(f"a message of kind {packed.message.kind!r} for client {packed.message.client} came from client {k}")
@@ -154,6 +158,9 @@ class Host:
             self.labels()[k] = label
         if message.reply == "wait":
             self.ball.discard(k)
+        if message.reply == "later":
+            self.unanswered[k].add(message.step)
+        self.waits.end(k)
         if message.is_sync and not message.is_hello and not message.numbers["left"]:
             self.not_finite.discard(k)
         self._send(self.server.handle(message))
@@ -189,18 +196,41 @@ class Host:
         self.finished[k] = figures
         self.ball.discard(k)
 
-    def waited(self, seconds: float) -> None:
-        """Count time in which no message came; it counts against who is away if nobody else has anything to do."""
-        away = [k for k in range(self.num_clients) if k not in self.there and k not in self.server.schedule.absent]
-        if not self.begun or not away or self.ball & self.there:
+    def waited(self, seconds: float, moved: Collection[int] = ()) -> None:
+        """Count seconds in which the server was idle; `moved` are the clients to or from which bytes moved meanwhile.
+
+        They count against connected clients that owe a message, and, if nobody owes one, against clients that are away.
+        """
+        if not self.begun:
             return
-        for k in away:
-            self.missed[k] = self.missed.get(k, 0.0) + seconds
-        for k in [k for k in away if self.missed[k] > self.patience]:
-            if self.over:
-                self.server.schedule.absent.add(k)
-            elif self._go_on_without(k, f"has been away for {self.patience:g} s"):
+        owing, away = self._owing(), self._away()
+        self.waits.count_silence(owing, seconds, moved)
+        if not owing - self.server.schedule.absent:
+            self.waits.count_absence(away, seconds)
+        for k in sorted(owing):
+            why = f"has sent nothing for {self.turn_timeout:g} s"
+            if self.waits.silence(k) > self.turn_timeout and self._go_on_without(k, why):
+                self.dismiss(k, f"it {why}, so the others went on without it")
                 return
+        for k in away:
+            if self.waits.absence(k) > self.patience and self._go_on_without(k, f"has been away for {self.patience:g} s"):
+                return
+        waiting = self.waiting_for()
+        for k in self.waits.overdue(list(waiting)):
+            how = "connected, and silent" if k in self.there else "away"
+            self.say(f"waiting for {self.names[k]}: {how} for {waiting[k]:.0f} s")
+
+    def waiting_for(self) -> dict[int, float]:
+        """Return the clients that the server waits for, with the seconds of that so far."""
+        found = {k: self.waits.silence(k) for k in self._owing()} | {k: self.waits.absence(k) for k in self._away()}
+        return {k: seconds for k, seconds in sorted(found.items()) if seconds}
+
+    def _owing(self) -> set[int]:
+        """Return the connected clients whose message comes next: they have something to do, and no reply of the server is due."""
+        return {k for k in self.ball & self.there if not self.unanswered[k]}
+
+    def _away(self) -> list[int]:
+        return [k for k in range(self.num_clients) if k not in self.there and k not in self.server.schedule.absent]
 
     def marked(self) -> None:
         """Be told that the server has written a mark."""
@@ -208,14 +238,21 @@ class Host:
 
     def _go_on_without(self, k: int, why: str) -> bool:
         """Let the others go on from the newest mark; return False if fewer than `quorum` would be left."""
-        rest = self.num_clients - len(self.server.schedule.absent) - 1
-        if rest >= self.quorum:
+        absent = self.server.schedule.absent
+        rest = self.num_clients - len(absent) - 1
+        if not (self.over or k in absent or rest >= self.quorum):
+            if not self.told:
+                self.told = True
+                self.say(f"waiting for {self.names[k]}: without it {rest} clients are left, and quorum is {self.quorum}")
+            return False
+        self.waits.end(k)
+        self.lost(k)
+        if self.over:
+            absent.add(k)
+        elif k not in absent:
             self.say(f"{self.names[k]} {why}; the others go on without it from mark {self._again()}")
             self._leave(k)
-        elif not self.told:
-            self.told = True
-            self.say(f"waiting for {self.names[k]}: without it {rest} clients are left, and quorum is {self.quorum}")
-        return rest >= self.quorum
+        return True
 
     def _leave(self, k: int) -> None:
         self._send(self.server.handle(Message("left", client=k)))
@@ -234,6 +271,8 @@ class Host:
         self.incarnation += 1
         self.incarnated(self.incarnation)
         self.heard.clear()
+        self.unanswered.clear()
+        self.waits.end_silence()
         self.told = False
         for k in sorted(self.there):
             self._start(k, self.labels().get(k, 0))
@@ -241,6 +280,7 @@ class Host:
 
     def _start(self, k: int, label: int) -> None:
         self.finished.pop(k, None)
+        self.unanswered.pop(k, None)
         self.ball.add(k)
         self.started[k] = self.incarnation
         self.expected.begun(k)
@@ -249,6 +289,9 @@ class Host:
     def _send(self, replies: Iterable[Message]) -> None:
         for reply in replies:
             packed = replace(self.link.send("down", reply), incarnation=self.incarnation)
-            self.ball.add(reply.client)
+            if reply.step in self.unanswered[reply.client]:
+                self.unanswered[reply.client].discard(reply.step)
+            else:
+                self.ball.add(reply.client)
             self.expected.sent(reply)
             self.post(reply.client, packed)

@@ -21,6 +21,7 @@ LABEL = struct.Struct("<Q")
 FREE_S, SHORTEST_S, LONGEST_S = 1e-3, 5e-5, 1e-3
 MAX_UNSENT = 8 << 20
 LAST_WORDS_S = 5.0
+TICK_S = 1.0  # after which an idle server looks whom it waits for
 
 
 class Received(NamedTuple):
@@ -95,6 +96,12 @@ class World:
             if raw.numel():
                 self.wait(self.comm.Irecv([raw.numpy(), self.mpi.BYTE], source=status.source, tag=BUFFER).Test)
         return Received(status.source, label, found.packed(raws, trusted=True), {})
+
+    def poll_for(self, seconds: float) -> Received | None:
+        """Return what comes within some seconds, or None."""
+        end = time.monotonic() + seconds
+        found: Received | bool = self.wait(lambda: self.poll() or time.monotonic() > end)
+        return None if isinstance(found, bool) else found
 
     def wait(self, until: Callable[[], Any]) -> Any:
         """Return the first true value of `until`, asking ever more seldom: a rank in a blocking receive would burn a core."""
@@ -216,7 +223,10 @@ def serve(world: World, host: Host) -> None:
     """Run the server's half on rank 0 to the end; raises what a client's rank failed with, and RunFailed that names a
     client whose message cannot be used."""
     while not host.done:
-        found: Received = world.wait(world.poll)
+        found = world.poll_for(TICK_S)
+        if found is None:
+            host.waited(TICK_S)
+            continue
         k = found.rank - 1
         if found.frame is not None:
             try:

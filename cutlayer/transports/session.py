@@ -111,7 +111,8 @@ class Session:
             self.untaken = 0  # bytes that came and were not taken
             self.at, self.connection, self.closed, self.lost = 0, 0, False, False
             self.partial, self.filled = room(0), 0
-            self.moved = time.monotonic()  # when a chunk was last given to a connection, or something was taken
+            self.furthest = {"in": (0, 0), "out": (0, 0)}  # message and bytes of it (of "out": chunks) that have moved
+            self.progressed = time.monotonic()  # when bytes last moved for the first time, or the other end took a message
             self.changed.notify_all()
 
     def put(
@@ -146,8 +147,8 @@ class Session:
     def settled(self, patience: float) -> bool:
         """Wait until the other end has taken everything, or nothing has moved for so many seconds; return whether it has."""
         with self.changed:
-            self.moved = time.monotonic()
-            while self.unacked and not self.closed and (left := self.moved + patience - time.monotonic()) > 0:
+            self.progressed = time.monotonic()
+            while self.unacked and not self.closed and (left := self.progressed + patience - time.monotonic()) > 0:
                 self.changed.wait(left)
             return not self.unacked and not self.lost
 
@@ -190,22 +191,27 @@ class Session:
                         begin = time.monotonic()
                 if self._over(connection):
                     return
-                chunks = list[bytes]()
+                number, chunks = self.at, list[bytes]()
                 if self.at <= self.last:
                     chunks = self.unacked[self.at - self.unacked[0][0]][1]
                     self.at += 1
             if not chunks:
                 yield RECORD.pack(ACK, 0, self._told(), 0)
-            for chunk in chunks:
+            for i, chunk in enumerate(chunks, 1):
                 if self._over(connection):
                     return
-                self.moved = time.monotonic()
+                self._advance("out", number, i)
                 yield chunk
 
     def _told(self) -> int:
         with self.changed:
             self.told_taken, self.untold = self.taken, 0
             return self.taken
+
+    def _advance(self, direction: str, number: int, position: int) -> None:
+        """Note the progress of a message; what is sent again after a broken connection is none."""
+        if (number, position) > self.furthest[direction]:
+            self.furthest[direction], self.progressed = (number, position), time.monotonic()
 
     def _over(self, connection: int) -> bool:
         return self.closed or self.connection != connection
@@ -236,8 +242,11 @@ class Session:
                 self.partial = room(total)
             if len(self.partial) != total or self.filled + len(payload) > total:
                 raise BadInput(f"message {number} has more than the {len(self.partial)} bytes that it said")
+            if len(payload) < min(CHUNK_BYTES, total - self.filled):
+                raise BadInput(f"a chunk of {len(payload)} bytes in the middle of a message; it has {CHUNK_BYTES}")
             self.partial[self.filled : self.filled + len(payload)] = np.frombuffer(payload, np.uint8)
             self.filled += len(payload)
+            self._advance("in", number, self.filled)
             if self.filled < total:
                 return None
             data, self.partial, self.filled = self.partial, room(0), 0
@@ -268,7 +277,7 @@ class Session:
 
     def _forget(self, acked: int) -> None:
         if acked > self.acked:
-            self.acked, self.moved = acked, time.monotonic()
+            self.acked, self.progressed = acked, time.monotonic()
             while self.unacked and self.unacked[0][0] <= acked:
                 self.unacked.popleft()
             self.changed.notify_all()
