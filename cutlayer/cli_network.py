@@ -96,6 +96,7 @@ def serve(
         resume: insist that there is a stopped run to go on with.
         predict: answer predictions with the trained top in --out until interrupted.
     """
+    from .final_weights import pending_clients
     from .live import Live, endpoint
     from .outputs import alone_in, check_folder
     from .serve import Serving
@@ -117,10 +118,11 @@ def serve(
             raise BadInput(f"--predict beside {named}: that is of training; drop one of the two")
         return _answer(made, folder, listen, names, tls, revoked)
     check_folder(made, folder)
-    if (folder / "summary.json").exists():
+    finished = (folder / "summary.json").exists()
+    if finished and not pending_clients(folder, names or ["all"]):
         show_finished(folder)
         return 0
-    if resume and not any((folder / "marks").glob("[!.]*")):
+    if resume and not finished and not any((folder / "marks").glob("[!.]*")):
         raise BadInput(f"--resume: {folder} holds no mark of a stopped run; drop --resume, or name its --out")
     if wait_for != "all" and not wait_for.isdecimal():
         raise BadInput(f"--wait-for {wait_for!r}: write a number of clients, or all")
@@ -146,7 +148,8 @@ def serve(
                 ),
                 stopping_at(serving.stop),
             ):
-                say(f"listening on {listen}{'' if tls else ', in plain text'}; waiting for {', '.join(serving.names)}")
+                waiting = "" if finished else f"; waiting for {', '.join(serving.names)}"
+                say(f"listening on {listen}{'' if tls else ', in plain text'}{waiting}")
                 serving.run()
         except KeyboardInterrupt:
             say(

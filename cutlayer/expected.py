@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ COUNTS = ("done", "version", "weight", "batches", "left")  # of every sync
 MAX_COUNT = 2**53
 MAX_SAMPLES = 10**9
 MAX_RECORD = torch.finfo(torch.float32).max  # records are sums in float32
+MOST = 2.0**63  # bytes, seconds or steps
 
 
 class Expected:
@@ -166,22 +168,52 @@ class Expected:
         for role in wanted:
             name = role.partition("/")[2]
             same(role, message.tensors[role], self.weights[name])
-        found: dict[str, set[str]] = {}
-        for role in carried:
-            name, _, slot = role.removeprefix("optimizer/").partition("/")
-            found.setdefault(name, set()).add(slot)
-            if f"weights/{name}" not in wanted or name not in self.trained or slot not in self.slots:
-                raise BadInput(f"{role!r} is no state of an optimizer that was asked for")
-            same(role, message.tensors[role], torch.zeros(()) if slot == "step" else self.weights[name])
-        if any(names != self.slots for names in found.values()):
-            raise BadInput(f"its optimizer's state lacks some of {', '.join(sorted(self.slots))}")
+        names = {role.partition("/")[2] for role in wanted if family(role) == "weights"}
+        check_slots({role: message.tensors[role] for role in carried}, self.weights, self.trained & names, self.slots)
 
 
-def same(role: str, tensor: Tensor, mine: Tensor) -> None:
+def check_slots(
+    carried: Mapping[str, Tensor], weights: Mapping[str, Tensor], names: Collection[str], slots: frozenset[str]
+) -> None:
+    """Raise BadInput unless tensors by optimizer/<name>/<slot> are the whole states of some of the parameters `names`."""
+    found: dict[str, set[str]] = {}
+    for role, tensor in carried.items():
+        name, _, slot = role.removeprefix("optimizer/").partition("/")
+        found.setdefault(name, set()).add(slot)
+        if name not in names or slot not in slots:
+            raise BadInput(f"{role!r} is no state of an optimizer that was asked for")
+        same(role, tensor, torch.zeros(()) if slot == "step" else weights[name])
+    if any(present != slots for present in found.values()):
+        raise BadInput(f"its optimizer's state lacks some of {', '.join(sorted(slots))}")
+
+
+def check_labels(held: object) -> list[int]:
+    """Return the labels of the states that a client holds; raises BadInput if they are something else."""
+    if not isinstance(held, list) or not all(type(label) is int and 0 <= label < 2**63 for label in held):
+        raise BadInput("what it says of its states is no list of numbers")
+    return held
+
+
+def figures(told: Any) -> dict[str, Any]:
+    """Return what a client has measured, and whether its samples are reproducible; raises BadInput if it is something else."""
+    wanted = ("seconds", "peak", "left", "held", "steps", "samples")
+    tables = told if isinstance(told, dict) else {}
+    if not all(isinstance(tables.get(name), dict) for name in wanted):
+        raise BadInput("its figures are not those of a meter")
+    for name in wanted:
+        for key, value in tables[name].items():
+            if not isinstance(value, int | float) or not 0 <= value <= MOST:
+                raise BadInput(f"{name} {key:.40} = {value!r:.40} is no figure of a meter; those lie from 0 to {MOST:.3g}")
+    if not isinstance(reproducible := tables.get("reproducible", True), bool):
+        raise BadInput(f"reproducible = {reproducible!r:.40} is neither true nor false")
+    return {**{name: tables[name] for name in wanted}, "reproducible": reproducible}
+
+
+def same(role: str, tensor: Tensor, mine: Tensor, whose: str = "this server's") -> None:
     """Raise BadInput unless a tensor that came could be this one; codecs give float32."""
     decoded = tensor.dtype == torch.float32 and mine.is_floating_point()
     if tensor.shape != mine.shape or not (decoded or tensor.dtype == mine.dtype):
         raise BadInput(
-            f"{role!r} is {tuple(tensor.shape)} {tensor.dtype}, and this server's {tuple(mine.shape)} {mine.dtype}; "
+            f"{role!r} is {tuple(tensor.shape)} {tensor.dtype}, and {whose} {tuple(mine.shape)} {mine.dtype}; "
             "both ends need the same recipe"
         )

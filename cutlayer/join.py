@@ -9,6 +9,7 @@ import torch
 from .data.partition import split
 from .errors import BadInput
 from .handshake import about
+from .integrity import check_trained
 from .outputs import check_folder, save_weights
 from .private import make_folder, write
 from .recipes.recipe import Recipe, make
@@ -17,6 +18,8 @@ from .run import data_of, parts_of, task_of
 from .sides import member
 from .transports.grpc_client import NetworkLine
 from .transports.grpc_common import Tls
+from .transports.session import MAX_CONTROL
+from .wire import Message
 
 
 def join(
@@ -35,17 +38,23 @@ def join(
     """Train as one client of a server to the end, and return the folder with this client's trained modules.
 
     With `own_data` the whole training set of the recipe's data is this client's; else it is its share under the recipe's partition.
-    States are kept in `out`, so the same command goes on if this process is killed. Raises BadInput, also if `out`
-    holds another recipe, and RunFailed if the server stops or stays away for `patience` seconds.
+    States are kept in `out`, so the same command goes on if this process is killed; where training is
+    finished it only says so. Raises BadInput, also if `out` holds another recipe,
+    and RunFailed if the server stops or stays away for `patience` seconds.
     """
     recipe = make({**recipe.flat(), "transport": "grpc"})
     check_folder(recipe, out)
+    if any((out / "weights").glob("*.safetensors")) and not (out / "marks").exists():
+        check_trained(out)
+        say(f"training is finished; its weights are in {out / 'weights'} (to train again, choose another --out)")
+        return out / "weights"
     torch.set_num_threads(recipe.num_threads)
     data = data_of(recipe).to(recipe.device)
     parts, task = parts_of(recipe, data), task_of(recipe)
     line = NetworkLine(
         server, name, about(recipe, data, dealt=not own_data), tls=tls, patience=patience, keepalive_s=keepalive_s, say=say
     )
+    line.session.max_message = lambda: MAX_CONTROL  # until this client knows what else may come
     try:
         k = line.connect()
         if not 0 <= k < recipe.num_clients:
@@ -56,14 +65,21 @@ def join(
         share = torch.arange(len(data.train)) if own_data else split(data.train, recipe).shares[k]
         line.samples = len(share)
         mine = member(recipe, parts, task, data.train, share, k, out, tick)
-        mine.play(line)
-        trained = mine.client.weights()
-        for role, tensor in (line.final.tensors if line.final else {}).items():
-            trained[role.removeprefix("weights/")].copy_(tensor)
+
+        def save(final: Message) -> None:
+            mine.checks.final(final)
+            trained = mine.client.weights()
+            for role, tensor in final.tensors.items():
+                trained[role.removeprefix("weights/")].copy_(tensor)
+            modules = {
+                part: module for part, module in mine.client.modules.items() if next(module.parameters(), None) is not None
+            }
+            save_weights(modules, out / "weights")
+
+        line.session.max_message = lambda: mine.checks.largest
+        mine.play(line, save)
     finally:
         line.close()
     if line.ended:  # else the server may ask for a state again
         shutil.rmtree(out / "marks", ignore_errors=True)
-    modules = {part: module for part, module in mine.client.modules.items() if next(module.parameters(), None) is not None}
-    save_weights(modules, out / "weights")
     return out / "weights"

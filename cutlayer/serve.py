@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from .access import Access
 from .data.partition import Partition
 from .errors import BadInput, RunFailed
-from .expected import MAX_SAMPLES
+from .expected import MAX_SAMPLES, check_labels, figures
+from .final_weights import FinalOffer, pending_clients, stored_weights
 from .handshake import about, disagreement, doubts
 from .offences import times
 from .outputs import Result, check_folder
@@ -28,10 +30,9 @@ from .transports import waits
 from .transports.grpc_common import Tls, check_party_name, check_seconds
 from .transports.grpc_server import Event, Gate
 from .transports.session import Received, Session
-from .wire import Message, loads, pack
+from .wire import loads
 
 TICK_S = 0.1
-MOST = 2.0**63  # bytes, seconds or steps
 Watch = Callable[["Serving"], None]
 
 
@@ -89,6 +90,8 @@ class Serving:
 
     def run(self) -> Result:
         """Serve to the end of training and return the result; raises KeyboardInterrupt between two messages after `stop`."""
+        if (self.side.out / "summary.json").exists():
+            return self._offer_again()
         self.began = self.looked = time.monotonic()
         torch.set_num_threads(self.recipe.num_threads)
         try:
@@ -98,15 +101,13 @@ class Serving:
                 if (event := self._next_event()) is not None:
                     self._take(event)
                 self._count_idle()
-                self._check_access()
                 self.watch(self)
                 if self.stopping:
                     raise KeyboardInterrupt
-            self._hand_out()  # while the results are written
+            self.offer = self._offer(self._final_weights, self._participants())
+            self._hand_out()
             result = self._finish()
-            for k in self.gate.untaken(self.host.finished, self.host.patience):
-                self.say(f"{self.names[k]} has not taken its final weights; they are in {self.side.out / 'weights'}")
-            self.gate.tell_all(kind="end")  # at which they close their lines, so that nobody can wait for this to be taken
+            self.offer.wait(self.host.patience, self._next_event, lambda: self.stopping)
             return result
         except RunFailed as error:
             self.gate.tell_all(kind="stop", why=f"the server stopped: {error}")
@@ -115,7 +116,8 @@ class Serving:
             self.gate.close()
 
     def _next_event(self) -> Event | None:
-        """Return what the network threads have put into the queue, or None after a moment."""
+        """Return what the network threads have put into the queue, or None after a moment; clients that were revoked are cut off."""
+        self._check_access()
         begin = time.monotonic()
         try:
             return self.gate.events.get(timeout=TICK_S)
@@ -148,13 +150,35 @@ class Serving:
         self.side.outputs.clients = replace(self.side.outputs.clients, shares=shares)
         return self.side.finish()
 
-    def _hand_out(self) -> None:
-        """Send every client the final weights of its modules, which training itself does not need; they are not counted as its bytes."""
+    def _offer(self, weights: Callable[[int], Mapping[str, Tensor]], pending: Mapping[str, int]) -> FinalOffer:
+        return FinalOffer(self.gate, self.names, self.side.out, weights, pending, self.say)
+
+    def _participants(self) -> dict[str, int]:
+        """Return the clients that took part, each with the label of its newest state."""
+        labels = self.side.parties.labels
+        return {self.names[k]: labels.get(k, 0) for k in sorted(self.members | labels.keys())}
+
+    def _final_weights(self, k: int) -> Mapping[str, Tensor]:
         models = self.side.parties.server.models()
-        for k in self.host.there:
-            _, weights, _ = next((model for model in models if model[0] == k), models[0])
-            message = Message("final", {f"weights/{name}": tensor for name, tensor in weights.items()}, client=k)
-            self.gate.post(k, pack(message, {}))
+        return next((model for model in models if model[0] == k), models[0])[1]
+
+    def _hand_out(self) -> None:
+        """Send the final weights to the clients that are there, while the results are written."""
+        self.offer.send(sorted(self.host.there))
+
+    def _offer_again(self) -> Result:
+        """Offer the final weights of a finished run, and return its result."""
+        pending = pending_clients(self.side.out, self.names)
+        waiting, folder = ", ".join(pending), self.side.out / "weights"
+        self.say(
+            f"training is finished; offering the final weights to {waiting} until nothing moves for {self.host.patience:g} s"
+        )
+        try:
+            offer = self._offer(lambda k: stored_weights(folder, k), pending)
+            offer.wait(self.host.patience, self._next_event, lambda: self.stopping)
+            return self.side.outputs.finished(self.side.parties)
+        finally:
+            self.gate.close()
 
     def _barrier(self, waited: float) -> bool:
         """Begin if enough clients are there, and return False if they have not come in time."""
@@ -263,9 +287,7 @@ class Serving:
             self.host.exclude(k, "was revoked")
 
     def _ready(self, k: int, told: Mapping[str, Any]) -> None:
-        held, samples = told["held"], told["samples"]
-        if not isinstance(held, list) or not all(isinstance(label, int) for label in held):
-            raise BadInput("what it says of its states is no list of numbers")
+        held, samples = check_labels(told["held"]), told["samples"]
         if type(samples) is not int or not 0 <= samples <= MAX_SAMPLES:
             raise BadInput(f"samples = {samples!r:.40} is no count; whole numbers up to {MAX_SAMPLES} are")
         if k not in self.members:
@@ -274,18 +296,3 @@ class Serving:
         self.samples[k] = self.host.expected.counts[k] = samples
         self.ready[k] = self.gate.peers[k].session
         self.host.hello(k, held)
-
-
-def figures(told: Any) -> dict[str, Any]:
-    """Return what a client has measured, and whether its samples are reproducible; raises BadInput if it is something else."""
-    wanted = ("seconds", "peak", "left", "held", "steps", "samples")
-    tables = told if isinstance(told, dict) else {}
-    if not all(isinstance(tables.get(name), dict) for name in wanted):
-        raise BadInput("its figures are not those of a meter")
-    for name in wanted:
-        for key, value in tables[name].items():
-            if not isinstance(value, int | float) or not 0 <= value <= MOST:
-                raise BadInput(f"{name} {key:.40} = {value!r:.40} is no figure of a meter; those lie from 0 to {MOST:.3g}")
-    if not isinstance(reproducible := tables.get("reproducible", True), bool):
-        raise BadInput(f"reproducible = {reproducible!r:.40} is neither true nor false")
-    return {**{name: tables[name] for name in wanted}, "reproducible": reproducible}

@@ -28,11 +28,13 @@ from .parties import Parties
 from .private import write
 from .program import program
 from .recipes.legal import switched_off
-from .recipes.options import method_class
+from .recipes.options import method_class, schedule_class
 from .recipes.recipe import Recipe
 from .record_names import RecordNames
 from .rounds import Progress, Rounds, own_names
+from .schedules import Plan
 from .server import Server
+from .server_checks import ServerChecks
 from .stored import Stored
 from .task import Task
 from .transports.host import Host
@@ -58,7 +60,21 @@ def member(
     client, method, batches = builder.owner(k, share)
     life = lambda: program(client, method, batches, recipe.checkpoint_every)  # noqa: E731
     reproducible = check_reproducible(source, recipe.seed)
-    return Member(client, method, builder.codecs(k, "client"), meter, life, out / "marks", reproducible)
+    plan = Plan(recipe.num_clients, recipe.rounds, recipe.evaluate_every, recipe.seed)
+    schedule = schedule_class(recipe.schedule)(builder.how_often, plan)
+    make_part = getattr(method, "server_part", None)
+    part = make_part(builder.options) if make_part else None
+    features = crossing(parts, source)["feature_grad"] if parts.tail is not None else None
+    checks = ServerChecks(
+        client,
+        method,
+        schedule,
+        batches.per_round,
+        features,
+        recipe.batch_size,
+        may_freeze=part is not None and part.may_freeze,
+    )
+    return Member(client, method, builder.codecs(k, "client"), meter, life, out / "marks", checks, reproducible)
 
 
 class ServerSide:

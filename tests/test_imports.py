@@ -15,13 +15,14 @@ LEVELS = (
      "training", "slots",
      "data.partition", "data.augment", "data.files"},
     {"auxiliary", "meter", "clock", "client", "program", "schedules", "server", "steps", "stored", "kept", "aligned",
-     "greedy", "probes", "shifts", "expected", "data", "data.sources", "data.images", "data.folder", "data.tables", "checkpoint"},
+     "greedy", "probes", "shifts", "expected", "server_checks",
+     "data", "data.sources", "data.images", "data.folder", "data.tables", "checkpoint"},
     {"methods", "transports", "evaluate"},
     {"recipes", "costs", "row_check", "loss_check", "fit", "head_check", "labels_cross",
      "building", "parties", "diagnose", "findings", "figures", "runs", "schema",
      "report", "outputs", "provenance", "rounds", "run", "compare", "estimate", "sides", "handshake", "certs",
      "revoked", "offences", "readmit", "access", "cluster", "serve", "join",
-     "predict", "live", "audits"},
+     "predict", "live", "final_weights", "audits"},
     {"cli", "cli_audit", "cli_list", "cli_network", "cli_operator", "flags", "console", "signals"},
 )  # fmt: skip
 # partitions are cut from sources, which know nothing of them

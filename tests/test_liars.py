@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 
 from cutlayer.data.partition import split
 from cutlayer.errors import BadInput, RunFailed
+from cutlayer.expected import figures
 from cutlayer.meter import Meter
 from cutlayer.recipes.recipe import make
 from cutlayer.run import data_of, parts_of, run_recipe, task_of
-from cutlayer.serve import figures
 from cutlayer.sides import ServerSide
 from cutlayer.transports.grpc_client import NetworkLine
 from cutlayer.wire import Coded, Message, Packed

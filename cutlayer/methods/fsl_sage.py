@@ -41,6 +41,7 @@ class FslSage:
     Options: ClassVar[type] = FslSageOptions
     needs_labels: ClassVar[bool] = True
     record_names: ClassVar[tuple[str, ...]] = ()
+    reply_kind: ClassVar[str] = "auxiliary"
 
     def __init__(self, options: FslSageOptions, client: Client) -> None:
         self.options, self.aligned, self.has_head = options, options.align_rounds > 0, False

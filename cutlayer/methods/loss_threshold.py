@@ -45,6 +45,7 @@ class LossThreshold(Method):
     needs_labels: ClassVar[bool] = True
     record_names: ClassVar[tuple[str, ...]] = ()
     decides_for_all: ClassVar[bool] = True
+    go_numbers: ClassVar[tuple[str, ...]] = ("state", "rest")
 
     def __init__(self, options: LossThresholdOptions, client: Client) -> None:
         pass

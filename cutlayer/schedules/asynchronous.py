@@ -172,7 +172,14 @@ class Asynchronous:
         # whoever has trained, or was not there when others did, has other weights than the merged ones
         weights = begins and (self.taken[k] > 0 or server.version > 0)
         version, pace, _ = self.bases.get(k, (server.version, self.round, {}))
-        return server.go(k, pace=pace, give_back=1, stop=over, weights=weights, version=version)
+        return server.go(k, pace=pace, give_back=self.asks(self.round), stop=over, weights=weights, version=version)
+
+    def asks(self, round: int, may_freeze: bool = False) -> int:
+        return 1
+
+    @property
+    def last_turn(self) -> int:
+        return self.plan.rounds * self.plan.num_clients  # all of them may be one client's
 
     def _global(self, server: "Server") -> dict[str, Tensor]:
         top = {f"/{name}": t.clone() for name, t in server.top.state_dict().items()} if self.server_copies else {}

@@ -154,37 +154,44 @@ class Parallel:
         ready = sorted(server.waiting) if over else [k for k in running if k in server.waiting]
         return [server.go(k, give_back=self._give_back(server), stop=over) for k in ready]
 
-    def _averages(self) -> bool:
-        """Return whether the segment under way ends with an average of client models or server copies."""
+    def _averages(self, round: int) -> bool:
+        """Return whether the segments of a round end with an average of client models or server copies."""
         several = self.plan.num_clients > 1 and self.every > 0
-        return several and (self.unit != "round" or (self.round + 1) % self.every == 0)
+        return several and (self.unit != "round" or (round + 1) % self.every == 0)
 
-    def _apart(self) -> bool:
-        """Return whether this round ends with clients that differ."""
+    def _apart(self, round: int) -> bool:
+        """Return whether a round ends with clients that differ."""
         o = self.options
-        return not self._averages() or o.private_clients or o.batch_norm == "local"
+        return not self._averages(round) or o.private_clients or o.batch_norm == "local"
 
     def _give_back(self, server: "Server") -> int:
-        if self.round == self.plan.rounds or server.frozen:
+        return 0 if server.frozen else self.asks(self.round, server.may_freeze)
+
+    def asks(self, round: int, may_freeze: bool) -> int:
+        if round == self.plan.rounds:
             return 0
         # who is not drawn, or frozen in a later round, is asked as long as it changes
-        always = server.may_freeze or self.options.participation < 1
-        evaluated = 2 if self._apart() and (always or self.plan.evaluated(self.round)) else 0
-        return evaluated + (1 if self._averages() and not self.options.private_clients else 0)
+        always = may_freeze or self.options.participation < 1
+        evaluated = 2 if self._apart(round) and (always or self.plan.evaluated(round)) else 0
+        return evaluated + (1 if self._averages(round) and not self.options.private_clients else 0)
+
+    @property
+    def last_turn(self) -> int:
+        return self.plan.rounds
 
     def _end_segment(self, server: "Server") -> None:
         over, frozen = all(k in self.finished for k in self.order), server.frozen
         if over:
             self._check_period()
             server.end_training()
-        if self._averages() and self.done:
+        if self._averages(self.round) and self.done:
             if not self.options.private_clients and not frozen:
                 server.average_clients(self.done, self.options.batch_norm)
             if self.server_copies:
                 server.average_tops(self.done, self.options.batch_norm, reset=self.options.hand_over == "reset")
         self.done = {}
         if over:
-            server.apart = self._apart()
+            server.apart = self._apart(self.round)
             server.end_round()
             self.round, self.index, self.finished = self.round + 1, 0, set()
             self.absent -= server.waiting.keys()

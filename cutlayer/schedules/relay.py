@@ -75,12 +75,19 @@ class Relay:
         return [server.go(k, give_back=self._give_back(server), stop=over) for k in ready]
 
     def _give_back(self, server: "Server") -> int:
-        if self.options.hand_over == "shared" or self.round == self.plan.rounds or server.frozen:
+        return 0 if server.frozen else self.asks(self.round, server.may_freeze)
+
+    def asks(self, round: int, may_freeze: bool) -> int:
+        if self.options.hand_over == "shared" or round == self.plan.rounds:
             return 0
         if self.plan.num_clients > 1:
             return 1
         # who may be frozen in a later round is asked as long as it changes
-        return 2 if self.plan.evaluated(self.round) or server.may_freeze else 0
+        return 2 if self.plan.evaluated(round) or may_freeze else 0
+
+    @property
+    def last_turn(self) -> int:
+        return self.plan.rounds
 
     def rate(self, client: int) -> float:
         return 1.0

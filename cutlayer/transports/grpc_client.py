@@ -10,12 +10,24 @@ from typing import Any
 from ..errors import BadInput, RunFailed
 from ..frame import pieces
 from ..printable import printable
-from ..wire import Message, Packed, loads, unpack
-from .grpc_common import METHOD, PROTOCOL, SERVER_NAME, Tls, check_address, check_party_name, check_seconds, grpc, keepalive
-from .member import Again, Start
-from .session import CONTROL, FRAME, Received, Session, control, read_control
+from ..wire import Packed, loads, unpack
+from .grpc_common import (
+    METHOD,
+    PROTOCOL,
+    SERVER_NAME,
+    Tls,
+    check_address,
+    check_party_name,
+    check_seconds,
+    grpc,
+    keepalive,
+    reason,
+)
+from .member import Again, Finished, read_start
+from .session import CONTROL, FRAME, MAX_UNTAKEN, MAX_UNTAKEN_BYTES, Received, Session, control, read_control
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 5.0
+WELCOME_S = 15.0  # a server that has accepted a connection and says nothing for so long is away
 
 
 class NetworkLine:
@@ -42,8 +54,9 @@ class NetworkLine:
         self.epoch = self.session.epoch  # of the session in which the last start came
         self.welcomed = threading.Event()
         self.client, self.samples = -1, 0
-        self.final: Message | None = None  # the trained weights, which the server sends last
         self.over = self.connected = self.ended = False
+        self.finished = False  # the final weights have come
+        self.moved = 0  # messages of both ends that were taken when the connection began
         options = [
             ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
             ("grpc.initial_reconnect_backoff_ms", int(1000 * FIRST_PAUSE_S)),
@@ -98,16 +111,25 @@ class NetworkLine:
 
     def bye(self, figures: Mapping[str, Any]) -> None:
         self.session.tell(kind="bye", figures=figures)
-        self.final = None
-        while not self.ended:
+        while True:  # until the final weights come
+            self.poll()
+
+    def saved(self) -> None:
+        """Say that the final weights are saved; return when the server says that it needs no state of this client, or is silent or away.
+
+        A server that is silent for `patience` seconds may be writing results still: `ended` is false then, and the states stay.
+        """
+        self.session.tell(kind="saved")
+        end = time.monotonic() + self.patience
+        while not self.ended and time.monotonic() < end:
             try:
-                packed = self.poll()
-            except RunFailed as error:
-                if error is self.fatal and self.final is not None:
-                    return  # all is here but the server's word that nobody will ask for this client's states
-                raise
-            if packed is not None and packed.message.kind == "final":
-                self.final = unpack(packed, {})
+                self.poll()
+            except Finished:  # weights that were sent twice
+                continue
+            except (RunFailed, BadInput) as error:
+                if error is not self.fatal:
+                    raise
+                return
 
     def close(self) -> None:
         """End the connection, after the server's last words have been acknowledged."""
@@ -126,15 +148,27 @@ class NetworkLine:
             self.over = True  # before the server hears that this was taken, because then it closes the connection
         self.session.take(received)
         if received.frame is not None:
-            return loads(received.frame, checked=False)
-        if told["kind"] == "stop":
-            raise RunFailed(printable(str(told["why"])))
-        if told["kind"] == "end":
+            packed = loads(received.frame, checked=False)
+            if packed.message.kind == "final":
+                self.finished = True
+                raise Finished(unpack(packed, {}))
+            return packed
+        kind = told.get("kind")
+        if kind == "stop":
+            raise RunFailed(printable(str(told.get("why", "the server stopped and gave no reason"))).partition("\n")[0])
+        if kind == "end" and not self.finished:
+            raise RunFailed(
+                "the server says that training is over, and it has sent no final weights; when it offers them again, the same command "
+                "gets them"
+            )
+        if kind == "end":
             self.ended = True
-        if told["kind"] == "start":
+        elif kind == "start":
             self.again.clear()
             self.epoch = received.epoch
-            raise Again(Start(int(told["incarnation"]), int(told["label"])))
+            raise Again(read_start(told))
+        else:
+            raise BadInput(f"{self.address} sent a control record of kind {kind!r:.80}; start, stop and end are sent")
         return None
 
     def _check(self) -> None:
@@ -142,23 +176,31 @@ class NetworkLine:
             raise self.fatal
 
     def _keep_connected(self) -> None:
-        pause, since, told = FIRST_PAUSE_S, time.monotonic(), False
+        """Open the connection again whenever it breaks, until the end, or until the server has been away for `patience` seconds.
+
+        The server is away while no connection is welcomed. A connection ends that count if it lasted for `patience` seconds, or if the
+        server sent or took something on it.
+        """
+        pause, away, told = FIRST_PAUSE_S, 0.0, False
         while not self.over and self.fatal is None:
             self.connected = False
+            begin = time.monotonic()
             try:
                 why = self._converse()
             except BadInput as error:
                 self.fatal = error
                 break
-            except (KeyError, TypeError, ValueError) as error:
-                self.fatal = BadInput(f"{self.address} answers what no server of this version does ({error!r})")
+            except Exception as error:  # a stranger's server may send anything
+                self.fatal = BadInput(f"{self.address} answers what no server of this version does ({error!r:.200})")
                 break
             if self.over:
                 break
-            now = time.monotonic()
-            if self.connected:
-                pause, since, told = FIRST_PAUSE_S, now, False
-            if now - since > self.patience:
+            lasted = time.monotonic() - begin
+            if not self.connected:
+                away += lasted
+            elif lasted > self.patience or self.session.acked + self.session.received > self.moved:
+                pause, away, told = FIRST_PAUSE_S, 0.0, False
+            if away > self.patience:
                 self.fatal = RunFailed(
                     f"the server at {self.address} has been away for {self.patience:g} s ({why}); the same command goes on"
                 )
@@ -167,6 +209,7 @@ class NetworkLine:
                 told = True
                 self.say(f"no connection to {self.address} ({why}); trying again for {self.patience:g} s")
             time.sleep(pause)
+            away += pause
             pause = min(2 * pause, LAST_PAUSE_S)
         self.welcomed.set()
 
@@ -175,29 +218,43 @@ class NetworkLine:
         let_in: queue.Queue[int] = queue.Queue()
         call = self.channel.stream_stream(METHOD)(self._requests(let_in), wait_for_ready=False)
         connection = -1
+        silence = threading.Timer(min(self.patience, WELCOME_S), lambda: self.connected or call.cancel())
+        silence.daemon = True
+        silence.start()
         try:
             for record in call:
-                if not self.connected or record[0] == CONTROL:
+                if not self.connected or record[:1] == bytes([CONTROL]):
                     told = read_control(record)
                     if told["kind"] == "refused":
                         if told["busy"]:
                             return printable(str(told["why"]))
                         raise BadInput(f"the server at {self.address} refuses: {printable(str(told['why']))}")
+                    if self.connected:
+                        raise BadInput(f"{self.address} welcomes this client twice on one connection; no server does")
                     connection = self._welcome(told)
                     let_in.put(connection)
                 elif (received := self.session.feed(connection, record)) is not None:
-                    if received.told.get("kind") == "start":
-                        self.again.set()
-                    self.inbox.put(received)
+                    self._put(received)
             return "the server closed the connection"
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.PERMISSION_DENIED:
                 raise BadInput(f"the server at {self.address} refuses: {printable(error.details() or '')}") from None
+            if error.code() is grpc.StatusCode.CANCELLED and not self.connected:
+                return f"it said nothing for {min(self.patience, WELCOME_S):g} s"
             return reason(error)
         finally:
+            silence.cancel()
             self.session.detach(connection)
             let_in.put(-1)
             call.cancel()
+
+    def _put(self, received: Received) -> None:
+        """Hand a message to the thread that computes; raises BadInput if more lie there than any server sends unasked."""
+        if received.told.get("kind") == "start":
+            self.again.set()
+        self.inbox.put(received)
+        if self.inbox.qsize() > MAX_UNTAKEN and self.session.untaken > MAX_UNTAKEN_BYTES:
+            raise BadInput(f"{self.address} sent {self.inbox.qsize()} messages that nobody waits for; no server does")
 
     def _requests(self, let_in: "queue.Queue[int]") -> Iterator[bytes]:
         hello = {"name": self.name, "life": self.life, "received": self.session.received, "protocol": PROTOCOL, **self.about}
@@ -215,29 +272,14 @@ class NetworkLine:
                 self.epoch = self.session.epoch
         if again:
             self.say(f"connected to {self.address} again")
-        self.client, received = int(told["client"]), int(told["received"])
+        client, received = told["client"], told["received"]
+        if not (type(client) is int and type(received) is int) or (again and client != self.client):
+            raise ValueError(f"client {client!r:.40} and {received!r:.40} received messages")
+        self.client = client
         if not 0 <= received <= self.session.last:
             raise ValueError(f"it has received {received} messages, and {self.session.last} were sent")
         self.connected = True
         connection = self.session.attach(received)
+        self.moved = self.session.acked + self.session.received
         self.welcomed.set()
         return connection
-
-
-def reason(error: Exception) -> str:
-    """Return why a connection broke, in a few words."""
-    code, details = error.code().name, error.details() or ""  # type: ignore[attr-defined]
-    if "handshake failed" in details.lower():
-        return f"its certificate is not one of this authority's made out to {SERVER_NAME!r}, or has expired: the TLS handshake failed"
-    if "connection refused" in details.lower():
-        return "nobody listens there"
-    if "handshake read failed" in details.lower():
-        return "it closed the connection before the TLS handshake: it accepts no more connections for now"
-    if "failed to connect" in details.lower():
-        return (
-            "it ended the TLS handshake: this certificate is of another authority or has expired, or one end is plain text; "
-            "or it accepts no more connections for now"
-        )
-    if code == "RESOURCE_EXHAUSTED":
-        return "it accepts no more connections for now"
-    return printable(f"{code}: {details}", 120)

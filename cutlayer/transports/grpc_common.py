@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import BadInput
+from ..printable import printable
 
 try:
     import grpc
@@ -94,6 +95,25 @@ def check_address(address: str, insecure: bool, flag: str) -> None:
         )
 
 
+def reason(error: Exception) -> str:
+    """Return why a connection broke, in a few words."""
+    code, details = error.code().name, error.details() or ""  # type: ignore[attr-defined]
+    if "handshake failed" in details.lower():
+        return f"its certificate is not one of this authority's made out to {SERVER_NAME!r}, or has expired: the TLS handshake failed"
+    if "connection refused" in details.lower():
+        return "nobody listens there"
+    if "handshake read failed" in details.lower():
+        return "it closed the connection before the TLS handshake: it accepts no more connections for now"
+    if "failed to connect" in details.lower():
+        return (
+            "it ended the TLS handshake: this certificate is of another authority or has expired, or one end is plain text; "
+            "or it accepts no more connections for now"
+        )
+    if code == "RESOURCE_EXHAUSTED":
+        return "it accepts no more connections for now"
+    return printable(f"{code}: {details}", 120)
+
+
 __all__ = [
     "METHOD",
     "PROTOCOL",
@@ -105,4 +125,5 @@ __all__ = [
     "grpc",
     "is_loopback",
     "keepalive",
+    "reason",
 ]

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -126,10 +126,6 @@ class Gate:
         session.close()
         with self.events.mutex:
             self.events.queue = deque(event for event in self.events.queue if event.session is not session)
-
-    def untaken(self, who: Iterable[int], patience: float) -> list[int]:
-        """Wait until some clients have taken what was sent, and return those towards which nothing has moved for `patience` seconds."""
-        return [k for k in who if not self.peers[k].session.settled(patience)]
 
     def close(self, grace_s: float = 5.0) -> None:
         """Wait until those who are here have taken what was sent, and close the port."""

@@ -226,8 +226,8 @@ class Host:
         return {k: seconds for k, seconds in sorted(found.items()) if seconds}
 
     def _owing(self) -> set[int]:
-        """Return the connected clients whose message comes next: they have something to do, and no reply of the server is due."""
-        return {k for k in self.ball & self.there if not self.unanswered[k]}
+        """Return the connected clients whose message comes next: they have something to do, and nothing of theirs waits here."""
+        return {k for k in self.ball & self.there if not self.unanswered[k] and not self.server.uncomputed[k]}
 
     def _away(self) -> list[int]:
         return [k for k in range(self.num_clients) if k not in self.there and k not in self.server.schedule.absent]

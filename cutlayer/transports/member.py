@@ -13,6 +13,7 @@ from ..client import Client
 from ..errors import BadInput, RunFailed
 from ..meter import Meter
 from ..program import Method
+from ..server_checks import ServerChecks
 from ..wire import Codecs, Collect, Exchange, Message, Packed, pack, unpack
 from .link import find
 
@@ -33,13 +34,25 @@ class Again(Exception):
         self.start = start
 
 
+class Finished(Exception):
+    """Training is over, and `final` has the weights of this client's modules."""
+
+    def __init__(self, final: Message) -> None:
+        self.final = final
+
+
 class Line(Protocol):
-    """The line to the server, one transport's own; `send` and `receive` raise Again when the server has gone back to a mark."""
+    """The line to the server, one transport's own.
+
+    `send`, `receive`, `bye` and `saved` raise Again when the server has gone back to a mark; the first three raise Finished when the final
+    weights come. `bye` waits for them; `saved` says that they are saved and waits until the server needs this client no more.
+    """
 
     def hello(self, held: Callable[[], list[int]]) -> None: ...
     def send(self, packed: Packed, label: int) -> None: ...
     def receive(self) -> Packed: ...
     def bye(self, figures: Mapping[str, Any]) -> None: ...
+    def saved(self) -> None: ...
 
 
 class Member:
@@ -51,8 +64,9 @@ class Member:
 
     def __init__(
         self, client: Client, method: Method, codecs: Codecs, meter: Meter, program: Callable[[], Exchange[None]], folder: Path,
-        reproducible: bool = True,
+        checks: ServerChecks, reproducible: bool = True,
     ) -> None:  # fmt: skip
+        self.checks = checks
         self.client, self.method, self.codecs, self.meter = client, method, codecs, meter
         self.program, self.folder, self.reproducible = program, folder, reproducible
         self.built = copy.deepcopy(self._state())
@@ -60,12 +74,13 @@ class Member:
         self.label = 0
         self.inbox: deque[Message] = deque()
 
-    def play(self, line: Line) -> None:
-        """Run to the end of training."""
+    def play(self, line: Line, save: Callable[[Message], None] = lambda final: None) -> None:
+        """Run to the end of training, and `save` the final weights, which may come at any time."""
         line.hello(self.held)
-        start = told_to_start(line)
+        start: Start | None = None
         while True:
             try:
+                start = start or told_to_start(line)
                 self._go_on(start)
                 program = self.program()
                 try:
@@ -73,9 +88,15 @@ class Member:
                 finally:
                     program.close()
                 line.bye({**self.meter.state(), "reproducible": self.reproducible})
-                return
             except Again as again:
                 start = again.start
+            except Finished as finished:
+                save(finished.final)
+                try:
+                    line.saved()
+                    return
+                except Again as again:  # the server was started again from a mark before its results were written
+                    start = again.start
 
     def held(self) -> list[int]:
         """Return the labels of the states that are there."""
@@ -95,6 +116,7 @@ class Member:
             if (sent.is_sync and not sent.is_hello) or sent.is_mark:
                 self._keep()
             self.meter.count("up", packed)
+            self.checks.asked(sent)
             line.send(packed, self.label)
             reply = self._answer(line, sent.step) if sent.reply == "wait" else None
 
@@ -102,8 +124,11 @@ class Member:
         while (found := find(self.inbox, step)) is None:
             packed = line.receive()
             if packed.incarnation == self.start.incarnation:
+                self.checks.arriving(packed, self.codecs)
                 self.meter.count("down", packed)
-                self.inbox.append(unpack(packed, self.codecs))
+                message = unpack(packed, self.codecs)
+                self.checks.check(message)
+                self.inbox.append(message)
         self.inbox.remove(found)
         return found
 
@@ -132,6 +157,7 @@ class Member:
             state = checkpoint.load(path, self.meter.device)
         self.start, self.label = start, start.label
         self.inbox.clear()
+        self.checks.begun()
         state = copy.deepcopy(state)
         self.client.load(state["client"])
         self.method.load(state["method"])
@@ -147,3 +173,11 @@ def told_to_start(line: Line) -> Start:
     except Again as again:
         return again.start
     raise RunFailed("the server sent a message before it said where to start")
+
+
+def read_start(told: Mapping[str, Any]) -> Start:
+    """Return where a control record says to start; raises BadInput if it does not say it."""
+    incarnation, label = told.get("incarnation"), told.get("label")
+    if not (type(incarnation) is int and 0 <= incarnation < 2**32 and type(label) is int and 0 <= label < 2**63):
+        raise BadInput(f"a start has incarnation {incarnation!r:.40} and label {label!r:.40}; both are whole numbers")
+    return Start(incarnation, label)

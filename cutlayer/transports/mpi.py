@@ -187,6 +187,9 @@ class RankLine:
             self.world.wait(self._look)
             self.waiting.clear()
 
+    def saved(self) -> None:
+        """Do nothing: rank 0 writes all weights, and sends none when training is over."""
+
 
 def stopped(told: Mapping[str, Any]) -> Stopped | Refused:
     """Return the error that another rank ended the job with."""

@@ -5,7 +5,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,6 +98,7 @@ class Session:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.epoch = 0
+        self.max_message: Callable[[], int] = lambda: MAX_BYTES  # bytes of a message that may come now
         self.reset()
 
     def reset(self) -> None:
@@ -232,6 +233,10 @@ class Session:
             payload = memoryview(record)[RECORD.size :]
             if kind != CHUNK or not PREFIX.size < total <= MAX_BYTES or not 0 < len(payload) <= CHUNK_BYTES:
                 raise BadInput(f"a record of type {kind} for {total} bytes; the sender speaks another version")
+            if total > self.max_message():
+                raise BadInput(
+                    f"a message of {total} bytes comes, and no message of this run has more than {self.max_message()}"
+                )
             if number != self.received + 1 and not (number <= self.received and not self.filled):
                 raise BadInput(f"message {number} came after message {self.received}")
             if not self.filled:
