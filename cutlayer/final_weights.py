@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +60,18 @@ def stored_weights(folder: Path, k: int) -> dict[str, Tensor]:
 class FinalOffer:
     """Sends each client the final weights of its modules, and keeps a record of those that have not saved them.
 
-    `weights(k)` are client k's by <module>.<parameter>; `pending` has, by name, the label of the newest state of each client that took part.
+    `weights(k)` are client k's by <module>.<parameter>; `pending` has, by name, the label of the newest state of each client that took
+    part. Clients in `excluded`, which may grow, are not waited for.
     """
 
     def __init__(
         self, gate: Gate, names: Sequence[str], out: Path, weights: Callable[[int], Mapping[str, Tensor]], pending: Mapping[str, int],
-        say: Callable[[str], None],
+        excluded: Set[int], say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.gate, self.names, self.out, self.weights, self.say = gate, names, out, weights, say
         if unknown := pending.keys() - set(names):
             raise BadInput(f"the final weights wait for {', '.join(sorted(unknown))}; --clients names {', '.join(names)} alone")
-        self.pending = {names.index(name): label for name, label in pending.items()}
+        self.excluded, self.pending = excluded, {names.index(name): label for name, label in pending.items()}
         self.sessions: dict[int, Session] = {}  # in which a client was sent its weights
         self.count: dict[int, int] = {}
         self._record()
@@ -86,7 +87,7 @@ class FinalOffer:
     def wait(self, patience: float, next_event: Callable[[], Event | None], stopped: Callable[[], bool]) -> None:
         """Serve clients that come until all have saved their weights, or nothing has moved for `patience` seconds; then end them all."""
         last = time.monotonic()
-        while self.pending and not stopped() and time.monotonic() - last <= patience:
+        while self.pending.keys() - self.excluded and not stopped() and time.monotonic() - last <= patience:
             if (event := next_event()) is not None and self._handle(event):
                 last = time.monotonic()
             last = max([last, *(self.sessions[k].progressed for k in self.pending if 0 < self.count.get(k, 0) <= MAX_OFFERS)])

@@ -151,7 +151,7 @@ class Serving:
         return self.side.finish()
 
     def _offer(self, weights: Callable[[int], Mapping[str, Tensor]], pending: Mapping[str, int]) -> FinalOffer:
-        return FinalOffer(self.gate, self.names, self.side.out, weights, pending, self.say)
+        return FinalOffer(self.gate, self.names, self.side.out, weights, pending, self.host.excluded, self.say)
 
     def _participants(self) -> dict[str, int]:
         """Return the clients that took part, each with the label of its newest state."""

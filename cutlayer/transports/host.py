@@ -65,6 +65,7 @@ class Host:
         self.heard: set[int] = set()  # who has spoken since the newest mark
         self.not_finite: set[int] = set()  # clients that sent infinity or NaN, and have finished no round since
         self.finished: dict[int, Mapping[str, Any]] = {}
+        self.excluded: set[int] = set()  # clients that may not come back
         self.waits = Waits()
         self.unanswered: dict[int, set[int]] = defaultdict(set)  # steps whose reply a client collects later
         self.started: dict[int, int] = {}  # under which incarnation a client was last told to start
@@ -96,6 +97,7 @@ class Host:
     def hello(self, k: int, held: Collection[int]) -> None:
         """Take in a client whose process is new, with the labels of the states that it holds."""
         self.there.add(k)
+        self.excluded.discard(k)
         if not self.begun:
             return
         label = self.labels().get(k, 0)
@@ -131,6 +133,7 @@ class Host:
     def exclude(self, k: int, why: str) -> None:
         """Go on without a client that may not come back, as after `patience`; what it did since the newest mark is undone."""
         self.lost(k)
+        self.excluded.add(k)
         if self.begun and not self._go_on_without(k, why):
             self._again()
 
