@@ -10,7 +10,6 @@ from network import COPIES, RELAY, Net, until
 from test_liars import server_side
 
 from cutlayer.errors import BadInput
-from cutlayer.handshake import about
 from cutlayer.live import Live, endpoint, metrics, state
 from cutlayer.recipes.recipe import make
 from cutlayer.serve import Serving
@@ -25,7 +24,7 @@ HELLO = {"done": 0.0, "version": 0.0, "weight": 22.0, "batches": 3.0, "left": 3.
 
 def connect(net, name, say):
     """Connect as a client that has said what it holds and was told to start."""
-    line = NetworkLine(f"127.0.0.1:{net.port}", name, about(net.serving.recipe), tls=None, patience=20.0, say=say)
+    line = NetworkLine(f"127.0.0.1:{net.port}", name, net.serving.mine, tls=None, patience=20.0, say=say)
     line.connect()
     line.hello(lambda: [])
     told_to_start(line)
@@ -178,7 +177,7 @@ def test_table_page_and_metrics_name_whom_the_server_waits_for(tmp_path, monkeyp
     pages = endpoint(live, 0)
     net.join("client1")
     until(lambda: net.said("waiting for client0: not connected"))
-    unready = NetworkLine(f"127.0.0.1:{net.port}", "client0", about(net.serving.recipe), tls=None, patience=20.0)
+    unready = NetworkLine(f"127.0.0.1:{net.port}", "client0", net.serving.mine, tls=None, patience=20.0)
     unready.connect()
     until(lambda: net.said("waiting for client0: connected, and has not said that it is ready"))
     unready.hello(lambda: [])
