@@ -10,7 +10,7 @@ from torch import Tensor
 from .averaging import batch_norm_entries
 from .client import Client
 from .errors import BadInput
-from .expected import LARGEST, check_slots, same
+from .expected import MAX_COUNT, check_slots, same
 from .schedules import Schedule
 from .slots import SLOTS, parameter_names
 from .wire import Codecs, Message, Packed, family
@@ -140,7 +140,7 @@ class ServerChecks:
         if missing := sorted(self.go_numbers - numbers.keys()):
             raise BadInput(f"the server's go lacks {', '.join(missing)}")
         bounds = {"stop": (0, 1), "round": (client.round, self.schedule.last_turn), "pace": (0, plan.rounds)}
-        bounds |= {"version": (client.version, LARGEST), "return": (0, 3)}
+        bounds |= {"version": (client.version, MAX_COUNT), "return": (0, 3)}
         for name, (least, most) in bounds.items():
             if not (least <= numbers[name] <= most and numbers[name].is_integer()):
                 raise BadInput(f"the server's go has {name} = {numbers[name]:g}; whole numbers from {least} to {most} fit now")

@@ -64,7 +64,7 @@ def member(
     schedule = schedule_class(recipe.schedule)(builder.how_often, plan)
     make_part = getattr(method, "server_part", None)
     part = make_part(builder.options) if make_part else None
-    features = crossing(parts, source)["feature_grad"] if parts.tail is not None else None
+    features = crossing(parts, source)["feature_grad"].shape[1:] if parts.tail is not None else None
     checks = ServerChecks(
         client,
         method,
