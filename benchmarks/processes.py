@@ -14,7 +14,7 @@ from typing import Any
 
 from cutlayer.console import INTERRUPTED, WRONG, console, told, trace
 from cutlayer.errors import BadInput
-from cutlayer.meter import heard
+from cutlayer.saved_tensors import heard
 
 ENVIRONMENT = {
     **os.environ, "OMP_WAIT_POLICY": "passive", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

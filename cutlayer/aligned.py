@@ -1,6 +1,6 @@
 """The server's part of FSL-SAGE: a memory of activations, and heads taught to say what the top's gradient would be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from .auxiliary import head_of
 from .cut import Smashed
 from .errors import BadInput
 from .frozen import still_statistics
-from .meter import owned_bytes
+from .memory import owned_tensors, tensors_in
 from .rows import join_rows
 from .server import Server, ServerPart
 from .steps import train_step
@@ -56,7 +56,8 @@ class Aligned(ServerPart):
         new["smashed"] = new["smashed"].float()
         old = self.memory.get(message.client)
         both = new if old is None else {role: join_rows([old[role], tensor], role) for role, tensor in new.items()}
-        self.memory[message.client] = {role: tensor[-self.options.memory_size :] for role, tensor in both.items()}
+        # copies, or the rows that are left out would live on in the storage
+        self.memory[message.client] = {role: tensor[-self.options.memory_size :].clone() for role, tensor in both.items()}
 
     def align(self, server: Server, client: int) -> nn.Module:
         """Teach a client's head the top's gradient on the memory by the squared error of its own, and return it.
@@ -100,9 +101,12 @@ class Aligned(ServerPart):
                 self.optimizers[client].load_state_dict(slots)
         return self.heads[client], self.optimizers[client]
 
-    def owned(self) -> int:
-        kept = sum(tensor.nbytes for memory in self.memory.values() for tensor in memory.values())
-        return kept + sum(owned_bytes([head], self.optimizers[k]) for k, head in self.heads.items())
+    def owned(self) -> Iterator[Tensor]:
+        """Yield the memory, and the heads with their optimizers; those of a mark that are not built yet are as large."""
+        yield from tensors_in(self.memory)
+        yield from tensors_in(self.saved)
+        for k, head in self.heads.items():
+            yield from owned_tensors([head], self.optimizers[k])
 
     def state(self) -> dict[str, Any]:
         built = {k: (head.state_dict(), self.optimizers[k].state_dict()) for k, head in self.heads.items()}

@@ -167,12 +167,10 @@ class Builder:
             bottom, tail = copy.deepcopy((self.parts.bottom, self.parts.tail))
             own = {"bottom": bottom} | ({"tail": tail} if tail is not None else {})
         sizes = [len(batch) for batch in order(recipe, len(share), k, 0)]
-        second = getattr(self.options, "send_every", 1)  # that is sent: by then its optimizer has state
-        sample = second if sizes[second : second + 1] == sizes[:1] else 0
         with drawing(recipe.seed, "auxiliary"):
             client = Client(
                 k, {n: place_module(recipe, m) for n, m in own.items()}, self.client_training, self.task, meter=self.meter,
-                weight=len(share), hand_over=self.hand_over, sample_step=sample,
+                weight=len(share), hand_over=self.hand_over, sample_step=measured_step(self.options, sizes),
                 keeps_norm=getattr(self.how_often, "batch_norm", "") == "local", turn=turn_of(self.how_often, its_batches),
                 optimizer=first.optimizer if first is not None and shared else None,
             )  # fmt: skip
@@ -208,6 +206,15 @@ class Builder:
                     f"overlap: the {part} draws random numbers (dropout), and both threads would draw from one generator; drop one"
                 )
         return server
+
+
+def measured_step(options: Any, sizes: Sequence[int]) -> int:
+    """Return the step of a round whose memory is measured, from the batch sizes of the round.
+
+    It is the second that sends activations, when the optimizer has state; the first step, if the second is not a whole batch.
+    """
+    second: int = getattr(options, "send_every", 1)
+    return second if list(sizes[second : second + 1]) == list(sizes[:1]) else 0
 
 
 def turn_of(options: Any, batches: Batches) -> int:

@@ -31,10 +31,10 @@ from .console import (
 from .errors import Advice, BadInput, RunFailed, shortage
 from .flags import Fields, check_paths, current_folder, folder_of, given, none
 from .integrity import check_trained
-from .meter import heard
 from .printable import printable
 from .recipes import Recipe, fields_of, load
 from .recipes.toml import to_toml
+from .saved_tensors import heard
 from .signals import terminable
 
 

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from .averaging import batch_norm_entries
 from .cut import Smashed, unharmed
 from .errors import BadInput
-from .meter import Meter, owned_bytes
+from .memory import codec_tensors, owned_tensors
+from .meter import Meter
 from .reducing import Reducer, spread
 from .slots import load_slots, slots
 from .task import Batch, Task
 from .training import Training, parameters_of
-from .wire import Collect, Exchange, Message, Reply
+from .wire import Codecs, Collect, Exchange, Message, Reply
 
 Record = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Smashed, Batch, Task], Tensor]
@@ -62,6 +63,7 @@ class Client:
         self.sample_step, self.keeps_norm, self.turn = sample_step, keeps_norm, turn
         self.anchor: list[Tensor] = []
         self.reducer: Reducer | None = None  # merges the rows of a batch before they are sent
+        self.codecs: Codecs = {}  # its end's
         self.owed: list[tuple[str, int]] = []  # forward passes whose backward pass is still to come
         self.losses: dict[str, Loss] = {}
         self.give_back, self.orders = 0, dict[str, float]()
@@ -217,8 +219,9 @@ class Client:
         """Return the parameters that its optimizer moves."""
         return [parameter for parameter in parameters_of(self.optimizer) if parameter.requires_grad]
 
-    def owned(self) -> int:
-        return owned_bytes([self.modules], self.optimizer)
+    def owned(self) -> Iterator[Tensor]:
+        """Yield the tensors that it keeps from step to step."""
+        yield from (*owned_tensors([self.modules], self.optimizer), *self.anchor, *codec_tensors(self.codecs))
 
     def note(self, record: Record) -> None:
         """Add a step's record to the sums of this turn, on the device."""
@@ -257,13 +260,8 @@ class Client:
         The go said what is wanted: 1 weights, 2 (at the end of a round) what is not among them, for evaluation; 3 both.
         """
         left = batches.per_round - self.step
-        numbers: dict[str, float] = {
-            "done": done,
-            "version": self.version,
-            "weight": self.weight,
-            "batches": batches.per_round,
-            "left": left,
-        }
+        numbers: dict[str, float] = {"done": done, "version": self.version, "weight": self.weight}
+        numbers |= {"batches": batches.per_round, "left": left}
         tensors: dict[str, Tensor] = {}
         if done:
             weights = self.weights()

@@ -130,13 +130,13 @@ def show_estimate(title: str, cost: Estimate) -> None:
     for direction, roles in cost.payload.items():
         for role, nbytes in roles.items():
             table.add_row(f"bytes {direction}, {role}", f"{nbytes:,}")
-    sections = {
-        "peak bytes of memory": cost.peak_memory_bytes, "parameters": cost.parameters,
+    sections: dict[str, Mapping[str, int | None]] = {
+        "peak bytes of memory (live tensors)": cost.peak_memory_bytes, "parameters": cost.parameters,
         "multiply-adds per sample": cost.macs_per_sample,
     }  # fmt: skip
     for what, figures in sections.items():
         for whose, number in figures.items():
-            table.add_row(f"{what}, {whose}", f"{number:,}")
+            table.add_row(f"{what}, {whose}", "unknown" if number is None else f"{number:,}")
     console.print(table)
     if cost.inexact:
         console.print(f"bytes are an estimate here: {cost.inexact}")

@@ -26,7 +26,8 @@ class Watched:
     def step(self, client: Client, batch: Batch) -> Exchange[Record]:
         seen: Mapping[str, Tensor] = {}
         if client.step % self.every == 0:
-            seen = look(self.method, client, self.server, batch)
+            with client.meter.unmeasured("client", client.id):
+                seen = look(self.method, client, self.server, batch)
         record = yield from self.method.step(client, batch)
         return {**record, **seen}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import codecs
-from .building import order
+from .building import measured_step, order
 from .client import Client, Record
 from .costs import macs
 from .cut import Parts
@@ -20,6 +20,7 @@ from .data.partition import Partition, split
 from .data.sources import Source
 from .fit import fitted, single_samples
 from .labels_cross import warn_if_inputs_cross
+from .memory import total_bytes
 from .meter import Direction, Meter
 from .parties import Parties, build
 from .program import Sends, program
@@ -44,15 +45,16 @@ PER_SAMPLE = ("smashed", "labels", "context", "features", "feature_grad", "cut_g
 class Estimate:
     """Payload bytes of the whole run by direction and role, peak bytes by side, parameters and multiply-adds by part.
 
-    What a method keeps from step to step (fsl_sage and loss_threshold at the server, synthetic_gradient at the client) is not in the
-    peaks. `inexact` says why bytes are an estimate, where they are: rows are nodes, and graphs differ in size; or clients that differ
+    Peaks are live tensors. They leave out what grows beyond a few steps of one client: what fsl_sage and loss_threshold store at the
+    server, what synthetic_gradient stores at the client, and what codecs of further clients remember. A cost of None is unknown.
+    `inexact` says why bytes are an estimate, where they are: rows are nodes, and graphs differ in size; or clients that differ
     merge as they come, and who comes how often is decided by how long they take.
     """
 
     payload: dict[str, dict[str, int]]
     peak_memory_bytes: dict[str, int]
     parameters: dict[str, int]
-    macs_per_sample: dict[str, int]
+    macs_per_sample: dict[str, int | None]
     steps: int
     inexact: str = ""
 
@@ -75,10 +77,11 @@ def estimate(recipe: Recipe) -> Estimate:
     try:
         whole = max(size for sizes in turns for size in sizes)
         joint = [sizes[0] for sizes in turns] if recipe.options.get("server_order") == "concatenated" else [whole]
-        probe, exchanges = _two_steps(recipe, parts, clients, data.train, task, whole, joint)
+        measured = min(measured_step(recipe.method_options(), sizes) for sizes in turns if sizes[0] == whole)
+        probe, exchanges = _two_steps(recipe, parts, clients, data.train, task, whole, joint, min(measured, 1))
         peak = {side: probe.meter.peak[side] for side in ("client", "server")}
         if recipe.options.get("server_copies"):
-            peak["server"] += (len(clients) - 1) * probe.server.owned()
+            peak["server"] += (len(clients) - 1) * total_bytes(probe.server.owned())
         modules = probe.parts()
         counts = macs(modules, read_batch(data.train, torch.tensor([0]), None, 0, "macs"))
         total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns)
@@ -117,7 +120,7 @@ def _undeclared(recipe: Recipe, exchanges: Exchanges) -> str:
 
 
 def _two_steps(
-    recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, size: int, joint: Sequence[int]
+    recipe: Recipe, parts: Parts, clients: Partition, source: Source, task: Task, size: int, joint: Sequence[int], measured: int
 ) -> tuple[Parties, Exchanges]:
     """Run one client for two steps of `size` samples; return the parties, and the messages of each step.
 
@@ -133,6 +136,7 @@ def _two_steps(
         recipe, rounds=1, num_clients=1, warmup_rounds=0, batch_size=size, local_epochs=1, schedule="relay", options=options
     )
     parties = build(alone, parts, one, source, task, lambda: None)
+    parties.clients[0].sample_step = measured
     if list(joint) != [size]:
         handle = parties.server.handlers["smashed"]
         together = partial(_together, handle, [partial(_rows, task, parties.clients[0], size, n) for n in joint])
@@ -157,10 +161,15 @@ def _watched(life: Exchange[None], exchanges: Exchanges) -> Exchange[None]:
         except StopIteration:
             return
         if isinstance(sent, Message) and not sent.is_sync:
-            exchanges[sent.step].append(("up", sent))
+            exchanges[sent.step].append(("up", _copied(sent)))
         reply = yield sent
         if reply is not None and reply.kind != "go":
-            exchanges[reply.step].append(("down", reply))
+            exchanges[reply.step].append(("down", _copied(reply)))
+
+
+def _copied(message: Message) -> Message:
+    """Return a message with tensors of its own, so that keeping it does not lengthen the life of the party's tensors."""
+    return dataclasses.replace(message, tensors={role: tensor.clone() for role, tensor in message.tensors.items()}, packed=None)
 
 
 def _rows(task: Task, client: Client, whole: int, size: int, rows: int) -> int:

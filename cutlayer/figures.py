@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ def draw(groups: Sequence[Group], metric: str) -> list[Drawn]:
         _curves(groups, f"{name} against traffic", "payload up + down without evaluation (MB)", unit,
                 lambda r: _by_traffic(r, metric, scale)),
         _stacks(groups, "Bytes by direction and role", "payload (MB), evaluation in grey", ("up", "down"), _roles, 1e6),
-        _stacks(groups, "Peak memory by side", "peak memory on one batch per round (MB)", ("client", "server"), _peak, 1e6),
+        *_peaks(groups),
         _stacks(groups, "Time by phase", "seconds in the steps of all rounds", ("",), _phases, 1.0),
         *_shares(groups),
         _curves(groups, "Training loss", "round", "mean loss of the round", lambda r: _scaled(series(r, "train_loss"))),
@@ -86,6 +86,16 @@ def _by_traffic(run: Run, metric: str, scale: float) -> Points:
 def _roles(run: Run, direction: str) -> dict[str, float]:
     table = (run.summary.get("bytes") or {}).get(direction) or {}
     return {role: n["payload"] for role, n in table.items() if n["payload"]}
+
+
+def _peaks(groups: Sequence[Group]) -> Iterator[Drawn | None]:
+    """Yield bars of peak memory, one figure for each kind of measurement."""
+    kinds = dict.fromkeys(run.memory_figure for group in groups for run in group.runs)
+    for kind in kinds:
+        alike = [group._replace(runs=[run for run in group.runs if run.memory_figure == kind]) for group in groups]
+        title = "Peak memory by side" + (f" ({kind})" if len(kinds) > 1 else "")
+        label = f"{kind}, peak on one batch per round (MB)"
+        yield _stacks([group for group in alike if group.runs], title, label, ("client", "server"), _peak, 1e6)
 
 
 def _peak(run: Run, side: str) -> dict[str, float]:

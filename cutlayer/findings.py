@@ -175,7 +175,7 @@ def against(run: Run, other: Run, name: str = "the conventional run") -> list[Fi
         rest = f"With labels and weights it is {total:,} against {other_total:,} bytes, a ratio of {total / other_total:.4f}."
         made.append(Finding("bytes", cut < other_cut, f"{said} {rest}"))
     mine, theirs = ((r.summary.get("peak_memory_bytes") or {}).get("client", 0) for r in (run, other))
-    if mine and theirs and not fields:
+    if mine and theirs and not fields and run.memory_figure == other.memory_figure:
         verdict = f"The client's peak memory is {'' if mine < theirs else 'not '}below that of {name}"
         advice = "" if mine < theirs else " The auxiliary head costs more than the answer saves: make it smaller."
         made.append(Finding("client memory", mine < theirs, f"{verdict}: {human(mine)} against {human(theirs)}.{advice}"))

@@ -1,7 +1,7 @@
 """A server that is itself cut: each piece but the last trains on a head of its own, greedily, as the client does."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .auxiliary import head_of
 from .cut import Smashed, divide_sequence, is_sequence
 from .errors import BadInput
-from .meter import owned_bytes
+from .memory import owned_tensors
 from .models.blocks import chain
 from .server import Server, ServerPart
 from .steps import merge, received
@@ -117,10 +117,11 @@ class Greedy(ServerPart):
                 head.load_state_dict(weights)
                 optimizer.load_state_dict(slots)
 
-    def owned(self) -> int:
-        """Return the bytes of heads and optimizers beyond the top's own."""
-        mine = owned_bytes(self.heads, None)
-        return mine + sum(owned_bytes([], optimizer) for optimizer in self.optimizers)
+    def owned(self) -> Iterator[Tensor]:
+        """Yield the tensors of heads and optimizers beyond the top's own."""
+        yield from owned_tensors(self.heads, None)
+        for optimizer in self.optimizers:
+            yield from owned_tensors([], optimizer)
 
     def state(self) -> dict[str, Any]:
         built = [(head.state_dict(), o.state_dict()) for head, o in zip(self.heads, self.optimizers, strict=True)]

@@ -1,22 +1,22 @@
 """What a run costs: exact bytes by direction, client and role; seconds by phase; memory by side."""
 
-import _thread
-import signal
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from types import FrameType
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .wire import Packed, family
+from .memory import LiveTensors, total_bytes
+from .saved_tensors import Allocated, Saved
+from .wire import Exchange, Packed, family
 
 Side = Literal["client", "server"]
 Direction = Literal["up", "down"]
+Owned = Callable[[], Iterable[Tensor]]
+T = TypeVar("T")
 PHASES = ("client_forward", "client_backward", "server_forward", "server_backward", "codec", "wait")
 
 
@@ -29,11 +29,13 @@ class Meter:
         self.wire: dict[tuple[str, str, int], int] = defaultdict(int)
         self.seconds: dict[str, float] = defaultdict(float)
         self.peak: dict[str, int] = defaultdict(int)
+        self.transient: dict[str, int] = defaultdict(int)  # the largest peak of a step beside what the side owned
+        self.kept: dict[str, int] = defaultdict(int)  # the largest number of bytes that autograd kept in a sampled step
         self.left: dict[str, int] = defaultdict(int)  # bytes that autograd still keeps when a sampled step is over
         self.held: dict[str, float] = defaultdict(float)  # byte-seconds of the sampled steps
         self.steps: dict[str, int] = defaultdict(int)
         self.samples: dict[str, int] = defaultdict(int)
-        self.sampling: dict[tuple[str, int], Saved] = {}
+        self.sampling: dict[tuple[str, int], Sample] = {}
         self.cost: Mapping[str, int] = {}  # multiply-adds of one sample's forward pass by part; empty: work is not counted
         self.work: dict[str, float] = defaultdict(float)  # multiply-adds so far of "server" and of each client
         self.again: set[tuple[str, int]] = (
@@ -70,12 +72,12 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str, client: int = 0) -> Iterator[None]:
-        """Time what runs inside under `name`; in a sampled step of that side, count what autograd keeps as well."""
+        """Time what runs inside under `name`; in a sampled step of that side, measure its memory as well."""
         side: Side = "client" if name.startswith("client") else "server"
-        saved = self.sampling.get((side, client))
+        sample = self.sampling.get((side, client))
         with ExitStack() as stack:
-            if saved is not None:
-                stack.enter_context(saved.watch())
+            if sample is not None:
+                stack.enter_context(sample.watch())
             begin = self.now()
             yield
             self.seconds[name] += self.now() - begin
@@ -86,28 +88,57 @@ class Meter:
         return time.perf_counter()
 
     @contextmanager
-    def step(self, side: Side, client: int, sample: bool, owned: Callable[[], int]) -> Iterator[None]:
-        """Bracket one training step of a side; a sampled one sets its peak: `owned()` bytes and what autograd saved."""
+    def step(self, side: Side, client: int, sample: bool, owned: Owned) -> Iterator[None]:
+        """Bracket one training step of a side, which owns the tensors of `owned()` at its end; a sampled one sets its peak."""
         self.steps[side] += 1
         if not sample:
             yield
             return
         self.samples[side] += 1
-        with self.watched(side, client, owned) as saved:
+        with self.watched(side, client, owned) as measured:
             yield
-        self.held[side] += saved.byte_seconds
+        self.held[side] += measured.kept.byte_seconds
 
     @contextmanager
-    def watched(self, side: Side, client: int, owned: Callable[[], int]) -> Iterator["Saved"]:
-        """Let what a side does beside its steps, too, set its peak: `owned()` bytes and what autograd saved in its phases."""
-        saved = self.sampling[side, client] = Allocated() if self.cuda else Saved()
+    def watched(self, side: Side, client: int, owned: Owned) -> Iterator["Sample"]:
+        """Let other work of a side set its peak, too, as a sampled step does."""
+        sample = self.sampling[side, client] = SampleOnCuda(owned) if self.cuda else Sample()
         try:
-            yield saved
+            yield sample
         finally:
             del self.sampling[side, client]
-            saved.close()
-            self.peak[side] = max(self.peak[side], owned() + saved.peak)
-            self.left[side] = max(self.left[side], saved.now)
+            sample.kept.close()
+            at_rest, transient = sample.result(list(owned()))
+            self.peak[side] = max(self.peak[side], at_rest + transient)
+            self.transient[side] = max(self.transient[side], transient)
+            self.left[side] = max(self.left[side], sample.kept.now)
+            if not self.cuda:
+                self.kept[side] = max(self.kept[side], sample.kept.peak)
+
+    def grown(self, side: Side, owned: Iterable[Tensor]) -> None:
+        """Let a side that owns more than in its sampled steps set its peak: its largest step beside what it owns now."""
+        self.peak[side] = max(self.peak[side], total_bytes(owned) + self.transient[side])
+
+    def attend(self, side: Side, client: int, exchange: Exchange[T]) -> Exchange[T]:
+        """Run a party's exchange; in a sampled step, measure the memory of all that it computes between its messages."""
+        sample, reply = self.sampling.get((side, client)), None
+        if sample is None or self.cuda:
+            return (yield from exchange)
+        try:
+            while True:
+                with sample.live.watch():
+                    sent = exchange.send(reply)
+                reply = yield sent
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            exchange.close()
+
+    def unmeasured(self, side: Side, client: int) -> AbstractContextManager[None]:
+        """Leave what a party computes inside out of the memory of its step."""
+        sample = self.sampling.get((side, client))
+        return sample.live.pause() if sample is not None else nullcontext()
 
     def held_byte_seconds(self, side: Side) -> float:
         """Return the byte-seconds that a side's graphs were held in the whole run, from the sampled steps."""
@@ -139,7 +170,8 @@ class Meter:
     def state(self) -> dict[str, Any]:
         joined = {name: {"|".join(map(str, key)): n for key, n in getattr(self, name).items()} for name in ("payload", "wire")}
         return joined | {
-            name: dict(getattr(self, name)) for name in ("seconds", "peak", "left", "held", "steps", "samples", "work")
+            name: dict(getattr(self, name))
+            for name in ("seconds", "peak", "transient", "kept", "left", "held", "steps", "samples", "work")
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -148,117 +180,38 @@ class Meter:
             for key, n in state[name].items():
                 direction, role, client = key.split("|")
                 getattr(self, name)[direction, role, int(client)] = n
-        for name in ("seconds", "peak", "left", "held", "steps", "samples", "work"):
+        for name in ("seconds", "peak", "transient", "kept", "left", "held", "steps", "samples", "work"):
             getattr(self, name).clear()
             getattr(self, name).update(state[name])
 
 
-class Saved:
-    """Bytes that autograd keeps for backward, each live storage once, and how long it keeps them (parameters excluded)."""
+class Sample:
+    """What is measured in one step of a side: what autograd keeps, and live tensors."""
 
     def __init__(self) -> None:
-        self.live: dict[int, list[int]] = {}  # storage address -> [tensors that use it, bytes]
-        self.now = self.peak = 0
-        self.byte_seconds = 0.0
-        self.stamp = time.perf_counter()
-
-    def _tick(self) -> None:
-        stamp = time.perf_counter()
-        self.byte_seconds += self.now * (stamp - self.stamp)
-        self.stamp = stamp
-
-    def keep(self, tensor: Tensor) -> Any:
-        if isinstance(tensor, nn.Parameter) or (tensor._base is not None and isinstance(tensor._base, nn.Parameter)):
-            return tensor
-        storage = tensor.untyped_storage()
-        address = storage.data_ptr()
-        entry = self.live.setdefault(address, [0, storage.nbytes()])
-        entry[0] += 1
-        if entry[0] == 1:
-            self._tick()
-            self.now += entry[1]
-            self.peak = max(self.peak, self.now)
-        return Kept(tensor.detach(), self, address)  # detached, or an output would hold its own graph for ever
-
-    def release(self, address: int) -> None:
-        entry = self.live[address]
-        entry[0] -= 1
-        if not entry[0]:
-            self._tick()
-            self.now -= entry[1]
-            del self.live[address]
+        self.kept, self.live = Saved(), LiveTensors()
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        with torch.autograd.graph.saved_tensors_hooks(self.keep, lambda kept: kept.tensor if isinstance(kept, Kept) else kept):
+        with self.kept.watch(), self.live.watch():
             yield
 
-    def close(self) -> None:
-        self._tick()
+    def result(self, owned: Sequence[Tensor]) -> tuple[int, int]:
+        """Return the bytes that the side owns at the end of the step, and the peak of the others that lived beside them."""
+        return total_bytes(owned), self.live.peak(owned)
 
 
-class Kept:
-    """A saved tensor on autograd's side; tells its book when it is let go."""
+class SampleOnCuda(Sample):
+    """The same by CUDA's allocator: the growth of allocated bytes beside what the side owns when the step begins."""
 
-    def __init__(self, tensor: Tensor, book: Saved, address: int) -> None:
-        self.tensor, self.book, self.address = tensor, book, address
-
-    def __del__(self) -> None:
-        self.book.release(self.address)
-
-
-@contextmanager
-def heard() -> Iterator[None]:
-    """Let no finalizer swallow an interrupt: one that finds this thread inside of Kept.__del__ comes again a moment later."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        at = frame
-        while at is not None:
-            if at.f_code is Kept.__del__.__code__:
-                threading.Timer(0.01, _thread.interrupt_main).start()
-                return
-            at = at.f_back
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class Allocated(Saved):
-    """The same on CUDA, from the allocator: the growth of allocated bytes over the phases of one side's step."""
-
-    def __init__(self) -> None:
+    def __init__(self, owned: Owned) -> None:
         super().__init__()
-        self.base: int | None = None
+        self.kept, self.at_rest = Allocated(), total_bytes(owned())
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        self._tick()
-        yield
-        torch.cuda.synchronize()
-        self._tick()
-        self.peak = max(self.peak, self.now + torch.cuda.max_memory_allocated() - before)
-        self.now += torch.cuda.memory_allocated() - before
+        with self.kept.watch():
+            yield
 
-
-def owned_bytes(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer | None) -> int:
-    """Return the bytes of parameters, buffers, gradients (one per trained parameter) and optimizer state."""
-    total = 0
-    for module in modules:
-        for tensor in module.parameters():
-            total += tensor.nbytes * (2 if tensor.requires_grad else 1)
-        total += sum(buffer.nbytes for buffer in module.buffers())
-    if optimizer is not None:
-        for slots in optimizer.state.values():
-            total += sum(value.nbytes for value in slots.values() if isinstance(value, Tensor))
-    return total
+    def result(self, owned: Sequence[Tensor]) -> tuple[int, int]:
+        return self.at_rest, self.kept.peak

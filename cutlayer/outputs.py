@@ -34,6 +34,7 @@ from .recipes.legal import switched_off
 from .recipes.recipe import Recipe, make
 from .recipes.recorded import recorded
 from .recipes.toml import read, to_toml
+from .runs import MEMORY_FIGURE
 from .schema import json_table
 from .transports.link import Tap
 from .wire import Packed, dumps
@@ -132,9 +133,10 @@ class Outputs:
     def finish(self, parties: Parties) -> Result:
         """Write the summary, the weights, the report and the events, and return the result."""
         modules = parties.modules()
+        if self.out is not None:
+            save_weights(modules, self.out / "weights")  # first, so no figure that cannot be computed loses them
         result = Result(self.summary(parties), self.records, modules, self.out)
         if self.out is not None:
-            save_weights(modules, self.out / "weights")
             if parties.clock is not None:
                 write(self.out / "order.json", json.dumps(parties.clock.order))
             result.report(self.out / "report.html")
@@ -201,6 +203,8 @@ class Outputs:
             "seconds_total": self.seconds(),
             "simulated": {"seconds": meter.simulated, **self.recipe.simulated()} if meter.simulated is not None else None,
             "peak_memory_bytes": {side: meter.peak.get(side, 0) for side in ("client", "server")},
+            "memory_figure": MEMORY_FIGURE,
+            "kept_for_backward_bytes": None if meter.cuda else {side: meter.kept.get(side, 0) for side in ("client", "server")},
             "bytes_left_after_step": {side: meter.left.get(side, 0) for side in ("client", "server")},
             "held_byte_seconds": {side: meter.held_byte_seconds(side) for side in ("client", "server")},
             "macs_per_sample": macs(one, read_batch(source, torch.tensor([0]), None, 0, "macs")),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .building import Builder
 from .client import Batches, Client
 from .clock import Clock
-from .costs import macs
+from .costs import known_macs
 from .cut import Parts
 from .data.items import read_batch
 from .data.partition import Partition
@@ -116,8 +116,10 @@ def build(recipe: Recipe, parts: Parts, clients: Partition, source: Source, task
     ends = [(builder.codecs(k, "client"), builder.codecs(k, "server")) for k in range(len(owners))]
     server = builder.server(len(owners), owners[0].client, {k: end for k, (_, end) in enumerate(ends)})
     clock = Clock(meter, **recipe.simulated()) if recipe.simulated() else None
+    for owner, (mine, _) in zip(owners, ends, strict=True):
+        owner.client.codecs = mine
     built, methods, its_batches = (list(column) for column in zip(*owners, strict=True))
     parties = Parties(built, methods, its_batches, server, ends, meter, clock)
     if clock:
-        meter.cost = macs(parties.parts(), read_batch(source, torch.tensor([0]), None, 0, "macs"))
+        meter.cost = known_macs(parties.parts(), read_batch(source, torch.tensor([0]), None, 0, "macs"))
     return parties

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from .client import Batches, Client, Record
+from .memory import tensors_in
 from .task import Batch
 from .wire import Exchange, Message
 
@@ -48,14 +49,15 @@ def program(client: Client, method: Method, batches: Batches, checkpoint_every: 
     Every `checkpoint_every` steps a mark is asked for.
     """
     settle = getattr(method, "settle", nothing)
+    owned = lambda: [*client.owned(), *tensors_in(method.state())]  # noqa: E731
     go = yield client.sync(False, batches)
     while go is not None and not go.numbers["stop"]:
         client.receive(go)
         if client.orders.get("rest"):
             client.step = batches.per_round
         for batch in batches(client.round, client.step):
-            with client.meter.step("client", client.id, client.step == client.sample_step, client.owned):
-                client.note((yield from method.step(client, batch)))
+            with client.meter.step("client", client.id, client.step == client.sample_step, owned):
+                client.note((yield from client.meter.attend("client", client.id, method.step(client, batch))))
             client.step += 1
             if client.turn and client.step % client.turn == 0:  # what ends a turn is a mark itself
                 break

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .descriptors import wait_for_descriptors
 from .errors import BadInput
 from .findings import Finding, against, baseline, comparable, findings, found, paired
 from .recipes import toml
-from .runs import APART, Group, Run, differences, groups_of, human, interval, payload, scaled, word
+from .report_cells import Cell, figure_cell, macs_cell, peak_cell
+from .runs import APART, Group, Run, differences, groups_of, human, payload, scaled, word
 from .schema import record_of, summary_table
 
 __all__ = ["Run", "findings", "labels", "read", "rows", "write"]
@@ -47,8 +48,9 @@ LEGEND = (
     ("final, last 5, peak", "on the whole test set: after the last round, mean of the last five evaluations, best."),
     ("bytes up, down", "payload of tensors from and to the clients in training, without evaluation; the wire adds a frame to "
      "every message. 1 MB is 1,000,000 bytes; the exact numbers show on hovering, and by role at the end of the page."),
-    ("peak memory", "measured on one batch per round: what backward keeps (saved tensors), parameters, gradients and optimizer "
-     "state; on a GPU the growth of allocated memory in place of saved tensors."),
+    ("peak memory", "live tensors of a side on one batch per round: parameters, buffers, optimizer state, and at their peak "
+     "activations, gradients, temporaries and received tensors; on a GPU by its allocator. Runs of earlier versions have "
+     "\"kept for backward\" instead: what autograd keeps, parameters, gradients and optimizer state. The two are not comparable."),
     ("multiply-adds", "of one sample's forward pass through all that a client holds: bottom, auxiliary head, decoder, tail."),
     ("seconds", "wall-clock time of the whole run, all parties and the evaluation on one machine."),
     ("time by phase", "seconds of forward, backward and codec by side; of parties in processes of their own also the clients' waiting, "
@@ -58,13 +60,6 @@ LEGEND = (
     ("±", "mean over seeds and half-width of the 95 % Student-t interval; hover for the single seeds. "
      "In figures thick curves and bars are means, thin curves the single seeds."),
 )  # fmt: skip
-
-
-class Cell(NamedTuple):
-    """What a field of the table shows, and the exact number behind it."""
-
-    text: str
-    exact: str = ""
 
 
 def read(folder: Path) -> Run:
@@ -100,19 +95,6 @@ def labels(runs: Sequence[Run]) -> list[str]:
     return [by_run[id(run)] for run in runs]
 
 
-def _cell(runs: Sequence[Run], of: Callable[[Run], float | None], show: Callable[[float], str], exact: str) -> Cell:
-    """Return a figure of one run, or the mean over seeds +- half the 95 % interval; `exact` formats the originals."""
-    known = [(run.summary.get("seed", 0), value) for run in runs if (value := of(run)) is not None]
-    values = [value for _, value in known]
-    if not values:
-        return Cell("-")
-    if len(set(values)) == 1:
-        every = f" in each of {len(values)} seeds" if len(values) > 1 else ""
-        return Cell(show(values[0]), exact.format(values[0]) + every)
-    mean, half = interval(values)
-    return Cell(f"{show(mean)} ± {show(half)}", "; ".join(f"seed {seed}: {exact.format(value)}" for seed, value in known))
-
-
 def _metrics(groups: Sequence[Group]) -> list[str]:
     """Return the metrics that some run has a figure of, or that of the first run."""
     runs = [run for group in groups for run in group.runs]
@@ -130,10 +112,6 @@ def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
     def part(name: str, key: str) -> Callable[[Run], float | None]:
         return lambda run: (run.summary.get(name) or {}).get(key) or None
 
-    def macs(run: Run) -> float | None:
-        counts = run.summary.get("macs_per_sample") or {}
-        return sum(n for name, n in counts.items() if name != "top") if counts else None
-
     table = []
     for group in groups:
         seeds, runs = [str(run.summary.get("seed", "-")) for run in group.runs], group.runs
@@ -142,16 +120,16 @@ def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
         scale, unit, digits = scaled(runs[0].metric)
         for when in ("final", "last5", "peak"):
             value = lambda run, key=f"accuracy_{when}": run.summary.get(key)  # noqa: E731
-            cell = _cell(runs, value, lambda v, s=scale, d=digits: f"{s * v:.{d}f}", "{:.6g}")  # type: ignore[misc]
+            cell = figure_cell(runs, value, lambda v, s=scale, d=digits: f"{s * v:.{d}f}", "{:.6g}")  # type: ignore[misc]
             row.append(cell._replace(text=f"{runs[0].metric} {cell.text}{unit}") if len(metrics) > 1 and cell.exact else cell)
         for way in ("up", "down"):
-            row.append(_cell(runs, lambda run, way=way: payload(run, way), human, "{:,} bytes"))  # type: ignore[misc]
+            row.append(figure_cell(runs, lambda run, way=way: payload(run, way), human, "{:,} bytes"))  # type: ignore[misc]
         for side in ("client", "server"):
-            row.append(_cell(runs, part("peak_memory_bytes", side), human, "{:,} bytes"))
-        row.append(_cell(runs, macs, lambda v: human(v, ""), "{:,} multiply-adds"))
-        row.append(_cell(runs, lambda run: run.summary.get("seconds_total"), lambda v: f"{v:,.1f}", "{:.3f} s"))
+            row.append(peak_cell(runs, side, len({run.memory_figure for each in groups for run in each.runs}) > 1))
+        row.append(macs_cell(runs))
+        row.append(figure_cell(runs, lambda run: run.summary.get("seconds_total"), lambda v: f"{v:,.1f}", "{:.3f} s"))
         if clocked:
-            row.append(_cell(runs, part("simulated", "seconds"), lambda v: f"{v:,.1f}", "{:.6f} simulated s"))
+            row.append(figure_cell(runs, part("simulated", "seconds"), lambda v: f"{v:,.1f}", "{:.6f} simulated s"))
         table.append(row)
     return header, table
 

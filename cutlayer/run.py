@@ -20,13 +20,13 @@ from .diagnose import watch
 from .errors import BadInput
 from .fit import fitted, single_samples
 from .labels_cross import warn_if_inputs_cross
-from .meter import heard
 from .named import find, made
 from .outputs import Outputs, Result, alone_in
 from .parties import build
 from .program import program
 from .recipes.recipe import Recipe, make, with_scheme
 from .rounds import Paused, Progress, Rounds
+from .saved_tensors import heard
 from .streams import drawing
 from .task import Task
 from .transports import inprocess, simulated

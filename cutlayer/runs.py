@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from .recipes.recipe import CUSTOM
 from .recipes.recorded import recorded
 
+MEMORY_FIGURE = "live tensors"  # what peak_memory_bytes measures now
+OLD_MEMORY_FIGURE = "kept for backward"  # what it measured before summaries named it
 APART = ("name", "seed", "data_dir", "options")  # fields that say nothing about the configuration
 
 # Two-sided 95 % points of Student's t by degrees of freedom; beyond the table its last one, which is a little too wide.
@@ -33,6 +35,11 @@ class Run(NamedTuple):
         """The name of the figure that is evaluated, in the records too."""
         return str(self.summary.get("metric") or "accuracy")
 
+    @property
+    def memory_figure(self) -> str:
+        """What the peaks of memory measure."""
+        return memory_figure(self.summary)
+
 
 class Group(NamedTuple):
     """One configuration: its number and letter (none if it is alone), its label, and its runs, one per seed."""
@@ -42,6 +49,11 @@ class Group(NamedTuple):
     label: str
     runs: list[Run]
     short: str  # what stands at a curve: the letter, and the label's values where all are short
+
+
+def memory_figure(summary: Mapping[str, Any]) -> str:
+    """Return what the peaks of memory of a summary, or of a row of results, measure."""
+    return str(summary.get("memory_figure") or OLD_MEMORY_FIGURE)
 
 
 def payload(run: Run, direction: str, roles: Iterable[str] | None = None) -> int:

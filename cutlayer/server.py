@@ -2,14 +2,15 @@
 
 import copy
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from .averaging import average, batch_norm_entries, drift
 from .errors import BadInput
-from .meter import Meter, owned_bytes
+from .memory import codec_tensors, owned_tensors, tensors_in
+from .meter import Meter
 from .schedules.base import Schedule
 from .steps import finish_step, train_step
 from .task import Task
@@ -39,8 +40,8 @@ class ServerPart(Protocol):
     def end_round(self, server: "Server") -> None:
         return
 
-    def owned(self) -> int:
-        return 0
+    def owned(self) -> Iterable[Tensor]:
+        return ()
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -260,22 +261,25 @@ class Server:
         self.sampled[message.client] = self.schedule.round
         return first
 
-    def owned(self) -> int:
-        tops = sum(owned_bytes([self.copies.get(k, self.top)], optimizer) for k, optimizer in self.optimizers.items())
-        return tops + (self.part.owned() if self.part else 0)
+    def owned(self) -> Iterator[Tensor]:
+        """Yield what it keeps from step to step for training, without the clients' weights that wait for a hand-over."""
+        for k, optimizer in self.optimizers.items():
+            yield from owned_tensors([self.top_of(k)], optimizer)
+        yield from (*tensors_in(self.anchors), *(t for codecs in self.codecs.values() for t in codec_tensors(codecs)))
+        yield from self.part.owned() if self.part else ()
 
     def state(self) -> dict[str, Any]:
         return {
             "top": self.top.state_dict(), "copies": [[k, m.state_dict()] for k, m in self.copies.items()],
             "optimizers": [[k, o.state_dict()] for k, o in self.optimizers.items()], "schedule": self.schedule.state(),
-            "anchors": list(self.anchors.items()), "weights": self.weights, "slots": self.slots,
+            "sampled": list(self.sampled.items()), "anchors": list(self.anchors.items()), "weights": self.weights, "slots": self.slots,
             "arrived": list(self.arrived.items()), "own": list(self.own.items()), "apart": self.apart,
             "version": self.version, "holder": self.holder, "waiting": sorted(self.waiting), "records": list(self.records.items()),
             "totals": self.totals, "counts": self.counts, "part": self.part.state() if self.part else {},
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
-        for under_way in (self.waiting, self.marking, self.running, self.queue, self.open, self.sampled, self.uncomputed):
+        for under_way in (self.waiting, self.marking, self.running, self.queue, self.open, self.uncomputed):
             under_way.clear()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -290,6 +294,7 @@ class Server:
         self.arrived, self.own, self.apart = dict(state["arrived"]), dict(state["own"]), state["apart"]
         self.version, self.holder = state["version"], state["holder"]
         self.records = {k: dict(record) for k, record in state["records"]}
+        self.sampled = dict(state["sampled"])
         self.totals, self.counts = dict(state["totals"]), dict(state["counts"])
         if self.part:
             self.part.load(state["part"])

@@ -58,6 +58,7 @@ def member(
     builder = Builder(recipe, parts, source, fitted(task, recipe, parts, source), meter, tick)
     warn_if_inputs_cross(recipe, parts, source)
     client, method, batches = builder.owner(k, share)
+    client.codecs = builder.codecs(k, "client")
     life = lambda: program(client, method, batches, recipe.checkpoint_every)  # noqa: E731
     reproducible = check_reproducible(source, recipe.seed)
     plan = Plan(recipe.num_clients, recipe.rounds, recipe.evaluate_every, recipe.seed)
@@ -74,7 +75,7 @@ def member(
         recipe.batch_size,
         may_freeze=part is not None and part.may_freeze,
     )
-    return Member(client, method, builder.codecs(k, "client"), meter, life, out / "marks", checks, reproducible)
+    return Member(client, method, client.codecs, meter, life, out / "marks", checks, reproducible)
 
 
 class ServerSide:
@@ -193,7 +194,7 @@ def add(meter: Meter, figures: Mapping[str, Any]) -> None:
     for name, seconds in figures["seconds"].items():
         if name.startswith("client") or name in ("codec", "wait"):
             meter.seconds[name] += seconds
-    for table, into in (("peak", meter.peak), ("left", meter.left)):
+    for table, into in (("peak", meter.peak), ("kept", meter.kept), ("left", meter.left)):
         into["client"] = max(into["client"], figures[table].get("client", 0))
     for table, total in (("held", meter.held), ("steps", meter.steps), ("samples", meter.samples)):
         total["client"] += figures[table].get("client", 0)

@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from .errors import BadInput
 from .kept import packed_of, roles_tree
@@ -91,6 +92,7 @@ class Stored:
     def end_round(self, server: "Server") -> None:
         """Train on the store if the clients rested, and decide the next state."""
         plan, o = server.schedule.plan, self.options
+        server.meter.grown("server", server.owned())
         if self.now == C:
             keys = sorted(key for key in self.store if key[0] not in self.came)
             for i in torch.randperm(len(keys), generator=stream(plan.seed, "stored", round=server.schedule.round)).tolist():
@@ -107,8 +109,8 @@ class Stored:
             self.stored.clear()
         self.now, self.came = found, set()
 
-    def owned(self) -> int:
-        return sum(role.nbytes for packed in self.store.values() for role in packed.roles)
+    def owned(self) -> Iterator[Tensor]:
+        return (part for packed in self.store.values() for role in packed.roles for part in role.parts)
 
     def state(self) -> dict[str, Any]:
         store = [[*key, roles_tree(packed)] for key, packed in self.store.items()]

@@ -11,7 +11,9 @@ from torch import nn
 
 import cutlayer as cl
 from cutlayer.cut import Smashed
-from cutlayer.meter import Kept, Meter, Saved, heard, owned_bytes
+from cutlayer.memory import owned_tensors, total_bytes
+from cutlayer.meter import Meter
+from cutlayer.saved_tensors import Kept, Saved, heard
 from cutlayer.sides import add
 from cutlayer.wire import Message, pack
 
@@ -88,14 +90,14 @@ def test_watching_changes_no_bit_and_keeps_nothing_alive():
     assert all(torch.equal(a, b) for a, b in zip(gradients(True), gradients(False), strict=True))
 
 
-def test_what_a_side_owns_is_parameters_buffers_gradients_and_optimizer_state():
+def test_what_a_side_owns_is_parameters_buffers_and_optimizer_state_and_gradients_are_live_tensors():
     layer = nn.BatchNorm1d(10)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     parameters, buffers = 2 * 40, 2 * 40 + 8
-    assert owned_bytes([layer], optimizer) == 2 * parameters + buffers
+    assert total_bytes(owned_tensors([layer], optimizer)) == parameters + buffers
     layer(torch.randn(3, 10)).sum().backward()
     optimizer.step()
-    assert owned_bytes([layer], optimizer) == 3 * parameters + buffers
+    assert total_bytes(owned_tensors([layer], optimizer)) == 2 * parameters + buffers
 
 
 def test_memory_is_measured_by_side_and_decoupling_shortens_how_long_it_is_held():
@@ -116,9 +118,10 @@ def test_memory_is_measured_by_side_and_decoupling_shortens_how_long_it_is_held(
     parameters = sum(p.nbytes for p in parts.bottom.parameters())
     buffers = sum(b.nbytes for b in parts.bottom.buffers())
     assert z.shape == kept.shape
-    # parameters, gradients and momentum, buffers, and what autograd saved: nothing of the server's
-    assert plain["peak_memory_bytes"]["client"] == 3 * parameters + buffers + book.peak
-    assert decoupled["peak_memory_bytes"]["client"] >= plain["peak_memory_bytes"]["client"]
+    # parameters and momentum, buffers, and what autograd saved beside other live tensors: nothing of the server's
+    assert plain["kept_for_backward_bytes"]["client"] == book.peak
+    assert plain["peak_memory_bytes"]["client"] > 2 * parameters + buffers + book.peak
+    assert decoupled["kept_for_backward_bytes"]["client"] >= plain["kept_for_backward_bytes"]["client"]
 
 
 def test_seconds_are_split_by_phase_and_add_up():
@@ -167,9 +170,10 @@ def test_a_u_shaped_server_is_measured_over_both_halves_of_its_step():
     book = Saved()
     with book.watch():
         kept = parts.top(parts.bottom(torch.zeros(8, 1, 6, 6)).detach().requires_grad_())
-    owned = 3 * sum(p.nbytes for p in parts.top.parameters()) + sum(b.nbytes for b in parts.top.buffers())
+    owned = 2 * sum(p.nbytes for p in parts.top.parameters()) + sum(b.nbytes for b in parts.top.buffers())
     assert kept.requires_grad
-    assert summary["peak_memory_bytes"]["server"] == owned + book.peak
+    assert summary["kept_for_backward_bytes"]["server"] == book.peak
+    assert summary["peak_memory_bytes"]["server"] > owned + book.peak
 
 
 def test_a_graph_that_outlives_its_step_is_told():
@@ -207,23 +211,24 @@ def test_a_whole_batch_is_measured_and_the_server_too_where_not_every_batch_is_s
 
 
 def test_the_peak_is_that_of_the_largest_step_and_of_the_largest_client_and_not_of_the_last():
-    layer = nn.Linear(4, 3)
+    layer, other = nn.Linear(4, 3), torch.zeros(10)
     each = []
     for client, steps in enumerate(([[8, 5], [3]], [[2]])):  # rows, one after the other within a step
         meter = Meter()
         for rows in steps:
-            with meter.step("client", client, True, lambda: 100):
+            with meter.step("client", client, True, lambda: [*layer.parameters(), other]):
                 for n in rows:
                     with meter.phase("client_forward", client):
                         y = layer(torch.randn(n, 4))
                     assert y.requires_grad
                     del y
         each.append(meter)
-    assert [meter.peak["client"] for meter in each] == [100 + 8 * 4 * 4, 100 + 2 * 4 * 4]  # a linear layer keeps its input
+    assert [meter.kept["client"] for meter in each] == [8 * 4 * 4, 2 * 4 * 4]  # a linear layer keeps its input
+    assert [meter.peak["client"] for meter in each] == [100 + 8 * 7 * 4, 100 + 2 * 7 * 4]  # its input and output live
     server = Meter()
     for meter in each:
         add(server, meter.state())
-    assert server.peak["client"] == 100 + 8 * 4 * 4
+    assert (server.kept["client"], server.peak["client"]) == (8 * 4 * 4, 100 + 8 * 7 * 4)
 
 
 def test_an_interrupt_inside_of_a_finalizer_is_heard():

@@ -19,12 +19,14 @@ GREEDY = {"scheme": "dsl", "auxiliary": "mlp", "auxiliary_width": 8, "server_cut
 
 def costs(**fields):
     summary = run_recipe(make({**BASE, **fields})).summary
-    return summary["peak_memory_bytes"]["server"], {role: sent["payload"] for role, sent in summary["bytes"]["down"].items()}
+    return summary["kept_for_backward_bytes"]["server"], {
+        role: sent["payload"] for role, sent in summary["bytes"]["down"].items()
+    }
 
 
 @pytest.mark.parametrize("fields", [{"scheme": "vanilla"}, {"scheme": "u_shaped"}, GREEDY], ids=["relay", "tail", "greedy"])
 @pytest.mark.parametrize("codec", ["float8", "float16", "uniform8"])
-def test_a_codec_costs_the_server_no_memory_and_the_way_down_no_bytes(fields, codec):
+def test_a_codec_keeps_no_more_for_the_servers_backward_pass_and_costs_the_way_down_no_bytes(fields, codec):
     assert costs(**fields, codec={"smashed": codec}) == costs(**fields)
 
 
