@@ -37,6 +37,7 @@ def measure(transport: str, n: int, words: list[str], folder: Path) -> dict[str,
     seconds = [later - sooner for sooner, later in pairwise(ends)]
     return {
         "seconds": statistics.median(seconds), "server_bytes": summary["peak_memory_bytes"]["server"],
+        "memory_figure": summary["memory_figure"],
         "accuracy": summary["accuracy_final"],
     }  # fmt: skip
 

@@ -66,6 +66,7 @@ def main() -> None:
                 row = {
                     "cut": cut, "what": what, "bytes_per_image": sample, "epoch_bytes": {w: b * IMAGENET for w, b in sample.items()},
                     "macs_per_sample": found.macs_per_sample, "peak_memory_bytes": result.summary["peak_memory_bytes"],
+                    "memory_figure": result.summary["memory_figure"],
                     "batch_size": size, "num_threads": recipe.num_threads,
                     "seconds_per_batch": sum(v - first[k] for k, v in second.items() if k.startswith(("client", "server"))) / 2,
                 }  # fmt: skip

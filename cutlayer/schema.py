@@ -41,6 +41,7 @@ class Summary(TypedDict, total=False):
     seconds_total: float | None
     simulated: Table | None
     peak_memory_bytes: Figures | None
+    memory_figure: str | None
     macs_per_sample: Figures | None
     parameters: Figures | None
     class_counts: list[list[int]] | None

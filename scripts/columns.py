@@ -9,7 +9,7 @@ from statistics import mean
 from cells import reached
 from result_rows import Row, client_macs, client_share, training_bytes
 
-from cutlayer.runs import interval
+from cutlayer.runs import MEMORY_FIGURE, interval, memory_figure
 
 Pair = tuple[Row, Row | None]
 Column = Callable[[Sequence[Pair]], str]
@@ -121,6 +121,8 @@ def each(show: Callable[[Row], str]) -> Column:
 
 def cost(row: Row) -> str:
     """Return the client's multiply-adds, in brackets as a share of a conventional client's."""
+    if None in row["macs_per_sample"].values():
+        return "unknown"
     share = client_share(row)
     return "" if share is None else f"{client_macs(row) / 1e6:.2f} M ({share:.2f})"
 
@@ -144,12 +146,19 @@ def seconds(row: Row) -> str:
 
 def holding(row: Row) -> str:
     """Return what a client holds: multiply-adds of a sample's forward pass through all of it, its parameters, and its peak."""
-    macs, parameters = (sum(row[what].get(part, 0) for part in CLIENT) for what in ("macs_per_sample", "parameters"))
-    return f"{macs / 1e6:.2f} M / {parameters:,} / {peak(row, 'client')}"
+    counts = [row["macs_per_sample"].get(part, 0) for part in CLIENT]
+    macs = "unknown" if None in counts else f"{sum(counts) / 1e6:.2f} M"
+    return f"{macs} / {sum(row['parameters'].get(part, 0) for part in CLIENT):,} / {peak(row, 'client')}"
 
 
 def peak(row: Row, *sides: str) -> str:
-    return " / ".join(size(row["peak_memory_bytes"].get(side, 0)) for side in sides)
+    """Return the peak memory of sides; "live" marks rows of live tensors, others are of what autograd keeps for backward."""
+    return measured(row, " / ".join(size(row["peak_memory_bytes"].get(side, 0)) for side in sides))
+
+
+def measured(row: Row, text: str) -> str:
+    """Return a text about memory with a mark where it is of live tensors."""
+    return f"{text} live" if memory_figure(row) == MEMORY_FIGURE else text
 
 
 def in_one_process(row: Row) -> str:
@@ -161,9 +170,11 @@ def in_one_process(row: Row) -> str:
         return ""
     client, server = (row["peak_memory_bytes"][side] for side in ("client", "server"))
     if row["bytes"]["down"].get("cut_grad"):
-        return size(client + server)
+        return measured(row, size(client + server))
     resting = {part: 12 * n for part, n in row["parameters"].items()}
-    return size(max(client + resting.get("top", 0), server + sum(n for part, n in resting.items() if part != "top")))
+    return measured(
+        row, size(max(client + resting.get("top", 0), server + sum(n for part, n in resting.items() if part != "top")))
+    )
 
 
 def leak(row: Row, figure: str, form: str) -> str:
@@ -187,8 +198,8 @@ PER_CLIENT: dict[str, Column] = {
 FEWER: dict[str, Column] = {"fewer bytes than float32": saved}
 SECONDS: dict[str, Column] = {"seconds forward + backward at client / at server / codec / wait": each(seconds)}
 COST: dict[str, Column] = {"client multiply-adds": each(cost)}
-HOLDING: dict[str, Column] = {"client: forward multiply-adds / parameters / peak": each(holding)}
-MEMORY: dict[str, Column] = {"peak at client / server": each(lambda row: peak(row, "client", "server"))}
+HOLDING: dict[str, Column] = {"client: forward multiply-adds / parameters / peak memory": each(holding)}
+MEMORY: dict[str, Column] = {"peak memory at client / server": each(lambda row: peak(row, "client", "server"))}
 WHOLE: dict[str, Column] = {"in one process": each(in_one_process)}
 SEPARATED: dict[str, Column] = {"last five against conventional": separated}
 SIMULATED: dict[str, Column] = {

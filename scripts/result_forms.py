@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from cells import Cell, of, plateau, reached
-from columns import BYTES, HOLDING, Column, Pair, accuracy, holding, peak, size
+from columns import BYTES, HOLDING, Column, Pair, accuracy, holding, measured, peak, size
 from larger import IMAGENET
 from result_rows import Row, newest, on_gpu, table, training_bytes
 from rows import labelled
@@ -156,7 +156,10 @@ def clients(found: Sequence[Row]) -> str:
     lines = []
     for transport, scheme in dict.fromkeys((t, s) for t, s, _ in there):
         rows = [there.get((transport, scheme, n)) for n in numbers]
-        values = [f"{row['seconds']:.1f} s, {size(row['server_bytes'])} L{row['line']}" if row else "not run" for row in rows]
+        values = [
+            f"{row['seconds']:.1f} s, {measured(row, size(row['server_bytes']))} L{row['line']}" if row else "not run"
+            for row in rows
+        ]
         lines.append([transport, scheme, *values])
     pairs = [(row, there.get(("inprocess", *key[1:]))) for key, row in there.items() if key[0] != "inprocess"]
     same = [row["accuracy"] == other["accuracy"] for row, other in pairs if other]
@@ -226,6 +229,26 @@ def latency(found: Sequence[Row]) -> str:
         "both",
         "against conventional",
         "rows",
+    ]
+    return table(heads, lines)
+
+
+def memory(found: Sequence[Row]) -> str:
+    """Return both figures of memory of each configuration, and their ratios to the conventional client."""
+    there = newest(found, "configuration")
+    base = there.get(("conventional",), (0, None))[1]
+    lines = []
+    for (configuration,), (number, row) in there.items():
+        kept, live = row["kept_for_backward_bytes"], row["peak_memory_bytes"]
+        ratio = f"{live['client'] / base['peak_memory_bytes']['client']:.2f}" if base else ""
+        lines.append([configuration, size(live["client"]), ratio, size(kept["client"]), size(live["server"]), f"L{number}"])
+    heads = [
+        "configuration",
+        "client, live tensors",
+        "to conventional",
+        "client, kept for backward",
+        "server, live tensors",
+        "row",
     ]
     return table(heads, lines)
 

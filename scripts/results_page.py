@@ -67,7 +67,10 @@ FORMS: dict[str, Callable[[Sequence[Row]], str]] = {
     "heads": lambda found: "\n\n".join(
         [forms.listed("heads", TABLES["heads"], found), forms.beside(found, finished("schemes"))]
     ),
-    **{name: getattr(forms, name) for name in ("slperf", "clients", "graphs", "larger", "latency", "overhead", "overlap")},
+    **{
+        name: getattr(forms, name)
+        for name in ("slperf", "clients", "graphs", "larger", "latency", "memory", "overhead", "overlap")
+    },
     **{name: getattr(transports, name) for name in ("kill", "organisations", "fuzz", "throughput", "epoch", "calibrate")},
 }
 
