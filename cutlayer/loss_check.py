@@ -86,7 +86,7 @@ def random_outputs(shape: Sequence[int], like: Tensor, y: Tensor) -> Iterator[Te
     if not (dtype.is_floating_point or dtype.is_complex):
         return
     with drawing(0, "loss check"):
-        normal, unit = torch.randn(*shape, dtype=dtype), torch.rand(*shape, dtype=dtype)
+        normal, unit = (draw(tuple(shape), dtype=dtype) for draw in (torch.randn, torch.rand))  # a shape may be ()
     scaled = not y.is_complex() and (y.is_floating_point() or y.numel() == normal.numel()) and y.numel() > 1
     mean, spread = (y.double().mean().item(), y.double().std().item()) if scaled else (0.0, 1.0)
     if not 0 < spread < float("inf"):
