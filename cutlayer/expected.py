@@ -196,7 +196,7 @@ def check_labels(held: object) -> list[int]:
 
 def figures(told: Any) -> dict[str, Any]:
     """Return what a client has measured, and whether its samples are reproducible; raises BadInput if it is something else."""
-    wanted = ("seconds", "peak", "left", "held", "steps", "samples")
+    wanted = ("seconds", "peak", "kept", "left", "held", "steps", "samples")
     tables = told if isinstance(told, dict) else {}
     if not all(isinstance(tables.get(name), dict) for name in wanted):
         raise BadInput("its figures are not those of a meter")

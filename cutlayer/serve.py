@@ -296,21 +296,3 @@ class Serving:
         self.samples[k] = self.host.expected.counts[k] = samples
         self.ready[k] = self.gate.peers[k].session
         self.host.hello(k, held)
-<<<<<<< HEAD
-=======
-
-
-def figures(told: Any) -> dict[str, Any]:
-    """Return what a client has measured, and whether its samples are reproducible; raises BadInput if it is something else."""
-    wanted = ("seconds", "peak", "kept", "left", "held", "steps", "samples")
-    tables = told if isinstance(told, dict) else {}
-    if not all(isinstance(tables.get(name), dict) for name in wanted):
-        raise BadInput("its figures are not those of a meter")
-    for name in wanted:
-        for key, value in tables[name].items():
-            if not isinstance(value, int | float) or not 0 <= value <= MOST:
-                raise BadInput(f"{name} {key:.40} = {value!r:.40} is no figure of a meter; those lie from 0 to {MOST:.3g}")
-    if not isinstance(reproducible := tables.get("reproducible", True), bool):
-        raise BadInput(f"reproducible = {reproducible!r:.40} is neither true nor false")
-    return {**{name: tables[name] for name in wanted}, "reproducible": reproducible}
->>>>>>> c0df9f2 (A client elsewhere tells what autograd kept, too)

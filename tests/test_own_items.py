@@ -219,7 +219,7 @@ def test_a_client_elsewhere_whose_samples_are_not_reproducible_marks_the_servers
 
 
 def test_a_client_says_with_true_or_false_whether_its_samples_are_reproducible():
-    told = {name: {} for name in ("seconds", "peak", "left", "held", "steps", "samples")}
+    told = {name: {} for name in ("seconds", "peak", "kept", "left", "held", "steps", "samples")}
     assert figures(told)["reproducible"] is True  # a client of an earlier version
     assert figures({**told, "reproducible": False})["reproducible"] is False
     with pytest.raises(BadInput, match="neither true nor false"):
