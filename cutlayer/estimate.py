@@ -84,7 +84,7 @@ def estimate(recipe: Recipe) -> Estimate:
             peak["server"] += (len(clients) - 1) * total_bytes(probe.server.owned())
         modules = probe.parts()
         counts = macs(modules, read_batch(data.train, torch.tensor([0]), None, 0, "macs"))
-        total, steps = _protocol(recipe, parts, clients, data.train, task, slots(probe.clients[0]), turns)
+        total, steps = _protocol(recipe, parts, clients, data.train, task, _slots(probe.clients[0]), turns)
         for (size, sends), count in steps.items():
             for key, nbytes in _payload(recipe, probe, exchanges, sends, whole, size).items():
                 total[key] += nbytes * count
@@ -145,6 +145,22 @@ def _two_steps(
     life = program(parties.clients[0], parties.methods[0], parties.batches[0])
     inprocess.run({0: _watched(life, exchanges)}, parties.server, parties.ends, parties.meter)
     return parties, exchanges
+
+
+def _slots(client: Client) -> dict[str, Tensor]:
+    """Return the optimizer state of a client whose modules have all stepped, also of a module that learns later than in two steps."""
+    found = slots(client)
+    kinds = {role.rpartition("/")[2]: value.dim() for role, value in found.items()}
+    for name in client.travels:
+        if any(role.startswith(f"optimizer/{name}.") for role in found):
+            continue
+        trained = {key: p for key, p in client.modules[name].named_parameters() if p.requires_grad}
+        found |= {
+            f"optimizer/{name}.{k}/{slot}": p if dim else p.new_zeros(())
+            for k, p in trained.items()
+            for slot, dim in kinds.items()
+        }
+    return found
 
 
 def _together(handle: Handler, rows: Sequence[Rows], server: Server, messages: list[Message]) -> list[Message]:

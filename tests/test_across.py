@@ -79,10 +79,13 @@ def test_law3_mpi_gives_the_weights_and_bytes_of_one_process(name, whole, ranks)
     assert summary["bytes"] == json.loads(json.dumps(whole(name).summary["bytes"]))
     assert summary["accuracy_final"] == whole(name).summary["accuracy_final"]
     assert summary["seconds"]["client_forward"] > 0
-    mine, theirs = summary["peak_memory_bytes"], whole(name).summary["peak_memory_bytes"]
+    mine, theirs = summary["kept_for_backward_bytes"], whole(name).summary["kept_for_backward_bytes"]
     assert mine["client"] == theirs["client"]
     # what a server has stored when it is measured depends on who comes first
     assert mine["server"] == theirs["server"] or CASES[name].schedule != "relay"
+    # live tensors also depend on when a message is released, which is a batch's inputs or a message's frame earlier or later
+    mine, theirs = summary["peak_memory_bytes"], whole(name).summary["peak_memory_bytes"]
+    assert mine["client"] == pytest.approx(theirs["client"], rel=0.05)
 
 
 @pytest.mark.parametrize("name", NAMES)
