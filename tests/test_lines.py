@@ -121,7 +121,7 @@ def test_what_a_client_had_to_send_to_a_server_of_before_is_not_sent_to_one_that
 def test_a_server_that_answers_nonsense_is_refused(welcome, monkeypatch):
     gate = Gate("127.0.0.1:0", ["client0"], lambda name, hello: None, tls=None)
 
-    def admit(hello, context):
+    def admit(hello, identity, context):
         raise BadInput
 
     monkeypatch.setattr(gate, "_admit", admit)
