@@ -65,7 +65,9 @@ def test_an_ensemble_needs_a_head_and_classes(tmp_path, monkeypatch):
     over_grpc(local, tmp_path / "local")
     with pytest.raises(BadInput, match="which --server gives"):
         predict(local, tmp_path / "local" / "client0" / "weights", server=None, name="client0", local=True, together=True)
-    monkeypatch.setattr("cutlayer.predict.task_of", lambda recipe: Task(loss=lambda output, y: output.square().mean()))
+    monkeypatch.setattr(
+        "cutlayer.predict.task_of", lambda recipe: Task(loss=lambda output, y: (output[:, 0] - y).square().mean())
+    )
     with pytest.raises(BadInput, match="this task is no classification"):
         predict(local, tmp_path / "local" / "client0" / "weights", server=None, name="client0", together=True)
 
