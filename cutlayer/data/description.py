@@ -50,7 +50,7 @@ class Names:
 
 @pydantic_dataclass(frozen=True, config=strict)
 class DataDescription:
-    """What a site states about its training data. None: unknown, or without meaning for these data.
+    """Description of a site's training data, for the greeting. None: unknown, or without meaning for these data.
 
     Shapes are per sample; `label_range` holds the smallest and largest integer target; `normalisation`: the constants (mean, std) per
     channel that inputs are normalised with; `value_range`: the medians over some samples of a sample's smallest and largest value, after
