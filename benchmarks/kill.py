@@ -1,99 +1,101 @@
-"""SIGKILL at random steps: a party dies in the middle of a run over gRPC, and comes back or stays away.
+"""SIGKILL at chosen points: parties die in the middle of a run over gRPC, and come back or stay away.
 
-Every trial is a run of three processes on this machine, a server and two clients. The victim kills itself at a step drawn from the
+Every trial is a run of three processes on this machine, a server and two clients. A victim kills itself at a point drawn from the
 printed seed. If it comes back, the final weights have to be those of the uninterrupted run, bit for bit; if it stays away, those of a run
-in one process that it left at the mark which the server went back to. Relay and server copies in turn; rows: results/kill.jsonl.
+in one process that it left at the checkpoint which the server went back to. Relay and server copies in turn; rows: results/kill.jsonl.
 """
 
 import argparse
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import rows
 import torch
-from processes import ENVIRONMENT, command, free_port, positive, starting
+from processes import command, free_port, positive, starting
 from rich.console import Console
-from safetensors.torch import load_file
+from trials import ENV, LIMIT_S, Trial, python
 
 from cutlayer.building import num_steps
 from cutlayer.cli import main as command_line
-from cutlayer.fit import fitted
-from cutlayer.parties import build
-from cutlayer.program import program
-from cutlayer.recipes import load
-from cutlayer.recipes.recipe import Recipe
-from cutlayer.run import data_of, parts_of, run_recipe, split, task_of
-from cutlayer.transports import inprocess
-from cutlayer.wire import Message
+from cutlayer.run import data_of, split
+from cutlayer.streams import stream
 
-FIELDS: dict[str, Any] = {
-    "data": "digits", "model": "resnet8", "num_train": 96, "num_test": 32, "rounds": 3, "warmup_rounds": 0, "batch_size": 16,
-    "num_threads": 1, "num_clients": 2, "diagnose_every": 0, "checkpoint_every": 2, "augment": False,
-}  # fmt: skip
 SCHEDULES = {"relay": "dsl_seq", "replicas": "splitfed_v1"}
-NAMES = ("client0", "client1")
+CLIENTS = ("client0", "client1")
+PARTIES = ("server", *CLIENTS)
 PATIENCE_S = 3.0
-LIMIT_S = 120.0
+FILES = 8  # of the first checkpoints of a party, in whose writing it is killed
+Draw = Callable[[int], int]  # a number below n
 
 
-class Stop(Exception):
-    """The run in one process has come to the mark that is wanted."""
+class Death(NamedTuple):
+    """Who dies: `victim` kills itself at the `at`-th event of a `point`; `also` is killed at the same time."""
+
+    victim: str
+    point: str
+    at: int
+    also: str = ""
 
 
-def recipe_of(schedule: str) -> Recipe:
-    """Return the recipe of the trials under a schedule."""
-    return load("demo", **FIELDS, scheme=SCHEDULES[schedule], data_dir=None)
+def last_step(victim: str, trial: Trial) -> int:
+    """Return after how many messages or batches a party's run is over."""
+    steps = num_steps(trial.recipe, split(data_of(trial.recipe).train, trial.recipe).shares)
+    return steps if victim == "server" else steps // 2
 
 
-def without(recipe: Recipe, victim: int, mark: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Return the weights of a run in one process that a client left at the mark of that number (0: before it began)."""
-    torch.set_num_threads(recipe.num_threads)
-    data = data_of(recipe)
-    parts, clients = parts_of(recipe, data), split(data.train, recipe)
-
-    def parties() -> Any:
-        made = build(recipe, parts, clients, data.train, fitted(task_of(recipe), recipe, parts, data.train), lambda: None)
-        owners = zip(made.clients, made.methods, made.batches, strict=True)
-        return made, {c.id: program(c, m, b, recipe.checkpoint_every) for c, m, b in owners}
-
-    whole, programs = parties()
-    state, marks = whole.state(), 0
-
-    def on_mark(server: Any) -> None:
-        nonlocal state, marks
-        marks += 1
-        if marks == mark:
-            state = whole.state()
-            raise Stop
-
-    if mark:
-        whole.server.on_mark = on_mark
-        with suppress(Stop):
-            inprocess.run(programs, whole.server, whole.ends, whole.meter)
-    rest, programs = parties()
-    rest.load(state)
-    rest.server.handle(Message("left", client=victim))
-    del programs[victim]
-    inprocess.run(programs, rest.server, rest.ends, rest.meter)
-    return {name: module.state_dict() for name, module in rest.modules().items()}
+def in_a_round(trial: Trial, draw: Draw) -> Death:
+    victim = PARTIES[draw(3)]
+    return Death(victim, "step", 1 + draw(last_step(victim, trial)))
 
 
-def party(at: int, words: list[str]) -> int:
-    """Run the command line in this process, which kills itself when it has seen `at` messages or batches (0: never)."""
+def stays_away(trial: Trial, draw: Draw) -> Death:
+    victim = CLIENTS[draw(2)]
+    return Death(victim, "step", 1 + draw(last_step(victim, trial)))
+
+
+def after_the_last_round(trial: Trial, draw: Draw) -> Death:
+    return Death(PARTIES[draw(3)], "end", 1)
+
+
+def writing_a_checkpoint(trial: Trial, draw: Draw) -> Death:
+    return Death(PARTIES[draw(3)], "checkpoint", 1 + draw(FILES))
+
+
+def two_at_once(trial: Trial, draw: Draw) -> Death:
+    first = draw(3)
+    victim, also = PARTIES[first], PARTIES[(first + 1 + draw(2)) % 3]
+    return Death(victim, "step", 1 + draw(last_step(victim, trial)), also)
+
+
+KINDS = {
+    "in a round": in_a_round,
+    "in a round, for good": stays_away,
+    "after the last round": after_the_last_round,
+    "writing a checkpoint": writing_a_checkpoint,
+    "two at once": two_at_once,
+}
+
+
+def party(point: str, at: int, words: list[str]) -> int:
+    """Run the command line in this process, which kills itself at the `at`-th event of a point (0: never)."""
+    from cutlayer import checkpoint
     from cutlayer.client import Client
+    from cutlayer.outputs import Outputs
+    from cutlayer.transports.grpc_client import NetworkLine
     from cutlayer.transports.host import Host
 
     seen = 0
 
-    def counted(function: Any) -> Any:
+    def counted(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
         def call(*args: Any, **how: Any) -> Any:
             nonlocal seen
             seen += 1
@@ -101,99 +103,83 @@ def party(at: int, words: list[str]) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **how)
 
-        return call
+        setattr(owner, name, call)
 
-    if words[0] == "serve":
-        Host.frame = counted(Host.frame)  # type: ignore[method-assign]
+    serves = words[0] == "serve"
+    if point == "step":
+        counted(*((Host, "frame") if serves else (Client, "forward")))
+    elif point == "end":
+        counted(*((Outputs, "finish") if serves else (NetworkLine, "bye")))
     else:
-        Client.forward = counted(Client.forward)  # type: ignore[method-assign]
+        for name in ("save_file", "write", "write_index"):
+            counted(checkpoint, name)
     return command_line(words)
 
 
-def trial(folder: Path, schedule: str, victim: str, returns: bool, at: int) -> dict[str, Any]:
+def run_trial(folder: Path, kind: str, schedule: str, draw: Draw) -> dict[str, Any]:
     """Run one trial and return what happened; raises AssertionError if a weight differs, or a party hangs or fails."""
-    recipe = recipe_of(schedule)
-    port = free_port()
-    flags = [f"--{k.replace('_', '-')}={v!s}" for k, v in {**FIELDS, "scheme": SCHEDULES[schedule]}.items() if k != "data"]
-    base = ["demo", *flags, "--insecure"]
-    words = {"server": ["serve", *base, f"--listen=127.0.0.1:{port}", f"--patience={PATIENCE_S if not returns else 60}"]}
-    words |= {name: ["join", *base, f"--server=127.0.0.1:{port}", f"--as={name}"] for name in NAMES}
-    env = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parent.parent)}
-
-    folder.mkdir(parents=True, exist_ok=True)
+    trial = Trial(folder, free_port(), scheme=SCHEDULES[schedule])
+    death, returns = KINDS[kind](trial, draw), kind != "in a round, for good"
     begin = time.monotonic()
     with starting() as start:
 
-        def go(name: str, kill_at: int) -> "subprocess.Popen[str]":
-            with (folder / f"{name}.log").open("ab") as log:
-                own = [sys.executable, __file__, "--party", str(kill_at), *words[name], f"--out={folder / name}"]
-                return start(own, stdout=log, env=env)
+        def go(name: str, at: int) -> "subprocess.Popen[str]":
+            more = [f"--patience={60 if returns else PATIENCE_S}"] if name == "server" else []
+            with trial.log(name).open("ab") as log:
+                words = ["--party", death.point, str(at), *trial.words(name, *more)]
+                return start(python(__file__, *words), stdout=log, env=ENV)
 
-        running = {name: go(name, at if name == victim else 0) for name in ("server", *NAMES)}
-        assert running[victim].wait(LIMIT_S) == -signal.SIGKILL, f"{victim} ended before it was killed"
+        running = {name: go(name, death.at if name == death.victim else 0) for name in PARTIES}
+        assert running[death.victim].wait(LIMIT_S) == -signal.SIGKILL, f"{death.victim} ended before it was killed"
+        dead = [death.victim]
+        if death.also:
+            running[death.also].kill()
+            assert running[death.also].wait(LIMIT_S) == -signal.SIGKILL, f"{death.also} ended before it was killed"
+            dead.append(death.also)
         if returns:
-            running[victim] = go(victim, 0)
+            running |= {name: go(name, 0) for name in dead}
         for name, process in running.items():
             code = process.wait(LIMIT_S)
-            assert code == 0 or (name == victim and not returns), f"{name} ended with {code}: {(folder / name).name}.log"
-    log = (folder / "server.log").read_text()
-    if returns:
-        wanted = {name: module.state_dict() for name, module in run_recipe(recipe).modules.items()}
-        mark = None
+            assert code == 0 or (name in dead and not returns), f"{name} ended with {code}: {trial.said(name)[-2000:]}"
+    number = None if returns else trial.checkpoint(death.victim)
+    if number is None:
+        trial.check(trial.undisturbed(), CLIENTS)
     else:
-        found = re.search(r"the others go on without it\s+from mark (\d+)", log)
-        assert found, log[-2000:]
-        mark = int(found[1])
-        wanted = without(recipe, NAMES.index(victim), mark)
-    for part, state in wanted.items():
-        mine = load_file(folder / "server" / "weights" / f"{part}.safetensors")
-        assert mine.keys() == state.keys(), part
-        assert all(torch.equal(mine[key], state[key]) for key in mine), f"{part} differs"
+        trial.check(trial.without(CLIENTS.index(death.victim), number))
     seconds = round(time.monotonic() - begin, 1)
     return {
-        "schedule": schedule,
-        "victim": victim,
-        "returns": returns,
-        "at": at,
-        "mark": mark,
-        "seconds": seconds,
-        "equal": True,
-    }
-
-
-def last_step(schedule: str, victim: str) -> int:
-    """Return after how many messages or batches a party's run is over."""
-    recipe = recipe_of(schedule)
-    data = data_of(recipe)
-    steps = num_steps(recipe, split(data.train, recipe).shares)
-    return steps if victim == "server" else steps // 2
+        "kind": kind, "schedule": schedule, "victims": dead, "at": death.at, "mark": number, "seconds": seconds, "equal": True
+    }  # fmt: skip
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--party"]:
-        sys.exit(party(int(sys.argv[2]), sys.argv[3:]))
+        sys.exit(party(sys.argv[2], int(sys.argv[3]), sys.argv[4:]))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=20, help="of either kind: coming back, and staying away")
+    parser.add_argument("--trials", type=int, default=20, help="of every kind")
+    parser.add_argument("--only", choices=list(KINDS), help="trials of one kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="keep the trials' folders here")
-    parser.add_argument("--tiny", action="store_true", help="one trial of either kind, and no rows")
+    parser.add_argument("--tiny", action="store_true", help="one trial of the first two kinds, and no rows")
     args = parser.parse_args()
     positive(args, "trials")
     console = Console()
     console.print(f"seed {args.seed}")
-    generator = torch.Generator().manual_seed(args.seed)
     kept = tempfile.TemporaryDirectory() if args.out is None else None
     out = Path(kept.name) if kept else args.out
-    trials = 1 if args.tiny else args.trials
-    for n in range(2 * trials):
-        returns, schedule = n < trials, ("relay", "replicas")[n % 2]
-        victims = ("server", *NAMES) if returns else NAMES
-        victim = victims[int(torch.randint(len(victims), (), generator=generator))]
-        at = 1 + int(torch.randint(last_step(schedule, victim), (), generator=generator))
-        row = trial(out / str(n), schedule, victim, returns, at)
-        console.print(f"{n + 1}: {row}")
-        if not args.tiny:
-            rows.write("kill", {"seed": args.seed, "trial": n, **row})
+    kinds = [args.only] if args.only else list(KINDS)
+    for kind in kinds[:2] if args.tiny else kinds:
+        for n in range(1 if args.tiny else args.trials):
+            key = {"seed": args.seed, "kind": kind, "trial": n}
+            if not args.tiny and rows.written("kill", **key):
+                console.print(f"done: {kind}, {n + 1}")
+                continue
+            draws = stream(args.seed, f"kill {kind}", n)
+            folder = out / kind.replace(" ", "-").replace(",", "") / str(n)
+            row = run_trial(folder, kind, list(SCHEDULES)[n % 2], lambda below: int(torch.randint(below, (), generator=draws)))  # noqa: B023
+            console.print(f"{n + 1}: {row}")
+            if not args.tiny:
+                rows.write("kill", {**key, **row})
 
 
 if __name__ == "__main__":

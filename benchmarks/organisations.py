@@ -6,6 +6,7 @@ weights have to be the same bits. Files of one's own are not augmented. Row: res
 """
 
 import argparse
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def settle(folder: Path, data: Any, num_train: int, num_test: int) -> None:
         mine = folder / name
         mine.mkdir()
         for path in authority.issue(name):
-            (mine / path.name).write_bytes(path.read_bytes())
+            shutil.copy(path, mine)  # with its mode: a key that others can read is refused
         (mine / "own_data.py").write_text(OWN_DATA)
         share = torch.arange(num_train)[k - 1 :: 2] if k else torch.arange(64)
         x, y = (t.numpy() for t in _tensors(data.train, share))
@@ -75,7 +76,7 @@ def train(folder: Path, out: str, recipe: list[str], kill_at: int) -> float:
                 words = ["join", *recipe, f"--server=127.0.0.1:{port}", f"--as={name}"]
             words += ["--data=own_data:data", "--ca=ca.pem", f"--cert={name}.pem", f"--key={name}.key", f"--out={out}"]
             with (folder / name / f"{out}.log").open("ab") as log:
-                party = [sys.executable, str(Path(__file__).with_name("kill.py")), "--party", str(at), *words]
+                party = [sys.executable, str(Path(__file__).with_name("kill.py")), "--party", "step", str(at), *words]
                 return start(party, stdout=log, env=env, cwd=folder / name)
 
         begin = time.monotonic()

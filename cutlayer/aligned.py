@@ -19,6 +19,8 @@ from .steps import train_step
 from .streams import drawing, stream
 from .wire import Message
 
+MEASURED_EPOCHS = 2  # of an alignment: the optimizer has its state in the second, and all later ones are like it
+
 
 class Aligned(ServerPart):
     """Keeps the newest activations of each client with their labels, and aligns its head when the client asks for it.
@@ -66,29 +68,39 @@ class Aligned(ServerPart):
         The error of the last pass is recorded as a share of the squared gradient: 1 is what a head that says nothing has.
         """
         kept = self.memory[client]
-        y = kept["labels"]
         head, optimizer = self._head(server, client)
-        top, o = server.top_of(client), self.options
+        top, o, meter = server.top_of(client), self.options, server.meter
         drawn = server.training.dropout("alignment", client, server.schedule.round)
         twice = sdpa_kernel(SDPBackend.MATH)  # the others cannot be differentiated twice
-        watched, phase = server.meter.watched("server", client, server.owned), server.meter.phase("server_backward", client)
-        with watched, phase, still_statistics(top), drawn, twice:
-            target = gradient(server, lambda z: top(z.main, **z.others), kept)
-            for epoch in range(o.align_epochs):
-                draw = stream(server.training.seed, "alignment", client, server.schedule.round, epoch)
-                for index in batches(torch.randperm(len(y), generator=draw).to(y.device), o.align_batch):
-                    some = {role: tensor[index] for role, tensor in kept.items()}
-                    estimate = gradient(server, lambda z: z.into(head), some, create_graph=True) * (len(index) / len(y))
-                    error = (estimate - target[index]).square().sum()
-                    optimizer.zero_grad(set_to_none=True)
-                    error.backward()
-                    optimizer.step()
-                    if epoch == o.align_epochs - 1:
-                        server.note("alignment_error", error / target[index].square().sum().clamp_min(1e-12), 1)
-                    del estimate, error  # nothing of their graphs is left
-        server.meter.spend("server", "top", len(y), 3)
-        server.meter.spend("server", "auxiliary", len(y) * o.align_epochs, 6)  # forward, backward, and both once more
+        with still_statistics(top), drawn, twice:
+            with meter.watched("server", client, server.owned), meter.phase("server_backward", client):
+                target = gradient(server, lambda z: top(z.main, **z.others), kept)
+                self._teach(server, client, head, optimizer, target, range(min(MEASURED_EPOCHS, o.align_epochs)))
+            with meter.phase("server_backward", client):
+                self._teach(server, client, head, optimizer, target, range(MEASURED_EPOCHS, o.align_epochs))
+        num_samples = len(kept["labels"])
+        meter.spend("server", "top", num_samples, 3)
+        meter.spend("server", "auxiliary", num_samples * o.align_epochs, 6)  # forward, backward, and both once more
         return head
+
+    def _teach(
+        self, server: Server, client: int, head: nn.Module, optimizer: torch.optim.Optimizer, target: Tensor, epochs: range
+    ) -> None:  # fmt: skip
+        """Train a head for some epochs to give the gradient `target` (n, *cut) on its client's memory."""
+        kept, o = self.memory[client], self.options
+        y = kept["labels"]
+        for epoch in epochs:
+            draw = stream(server.training.seed, "alignment", client, server.schedule.round, epoch)
+            for index in batches(torch.randperm(len(y), generator=draw).to(y.device), o.align_batch):
+                some = {role: tensor[index] for role, tensor in kept.items()}
+                estimate = gradient(server, lambda z: z.into(head), some, create_graph=True) * (len(index) / len(y))
+                error = (estimate - target[index]).square().sum()
+                optimizer.zero_grad(set_to_none=True)
+                error.backward()
+                optimizer.step()
+                if epoch == o.align_epochs - 1:
+                    server.note("alignment_error", error / target[index].square().sum().clamp_min(1e-12), 1)
+                del estimate, error  # nothing of their graphs is left
 
     def _head(self, server: Server, client: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         if client not in self.heads:

@@ -21,9 +21,9 @@ from .meter import Meter
 from .program import Method
 from .recipes.options import method_class, schedule_class
 from .recipes.recipe import Recipe
-from .schedules import Plan
+from .schedules import Plan, Schedule
 from .schedules.parallel import period
-from .server import Server
+from .server import Server, ServerPart
 from .streams import drawing, stream
 from .task import Batch, Task
 from .training import Training
@@ -186,14 +186,23 @@ class Builder:
         """Return one end's codecs by role for client k; `end` is client or server."""
         return codecs.build(self.recipe.codec, self.recipe.seed, k, end)
 
+    def schedule(self, num_clients: int) -> Schedule:
+        """Return a new schedule of the recipe for so many clients."""
+        recipe = self.recipe
+        plan = Plan(num_clients, recipe.rounds, recipe.evaluate_every, recipe.seed)
+        return schedule_class(recipe.schedule)(self.how_often, plan)
+
+    def server_part(self) -> ServerPart | None:
+        """Return a new server half of the method, or None if it has none."""
+        make_part = getattr(self.method, "server_part", None)
+        return make_part(self.options) if make_part else None
+
     def server(self, num_clients: int, client: Client, ends: Mapping[int, Codecs]) -> Server:
         """Return the server; `client` is any of the clients as it was built, `ends` the codecs at this end."""
         recipe = self.recipe
-        plan = Plan(num_clients, recipe.rounds, recipe.evaluate_every, recipe.seed)
-        make_part = getattr(self.method, "server_part", None)
         server = Server(
-            place_module(recipe, copy.deepcopy(self.parts.top)), schedule_class(recipe.schedule)(self.how_often, plan),
-            self.training, self.task, meter=self.meter, part=make_part(self.options) if make_part else None, codecs=ends,
+            place_module(recipe, copy.deepcopy(self.parts.top)), self.schedule(num_clients), self.training, self.task,
+            meter=self.meter, part=self.server_part(), codecs=ends,
             copy_input=overwrites(self.parts, extreme_samples(self.source)),
         )  # fmt: skip
         check_server_heads(server, client.modules["bottom"], self.source)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,10 @@ from .private import write
 from .schema import json_table
 from .transports.grpc_server import Event, Gate
 from .transports.member import Start
-from .transports.session import Session
+from .transports.session import Closed, Session
 from .wire import Message, pack
 
-MAX_OFFERS = (
-    8  # to one client, of which the server waits for the bytes; a client that starts anew more often holds it no longer
-)
+MAX_OFFERS = 8  # to one client whose bytes keep the server waiting; a client that starts anew more often does not
 
 
 def pending_clients(out: Path, names: Sequence[str]) -> dict[str, int]:
@@ -74,6 +73,7 @@ class FinalOffer:
         self.excluded, self.pending = excluded, {names.index(name): label for name, label in pending.items()}
         self.sessions: dict[int, Session] = {}  # in which a client was sent its weights
         self.count: dict[int, int] = {}
+        self.ended: set[Session] = set()  # in which a client heard that training is over
         self._record()
 
     def send(self, clients: Iterable[int]) -> None:
@@ -96,7 +96,10 @@ class FinalOffer:
                 f"{self.names[k]} has not saved its final weights; they are in {self.out / 'weights'}, and the same command offers them "
                 "again"
             )
-        self.gate.tell_all(kind="end")
+        for peer in self.gate.peers.values():
+            if peer.session not in self.ended:
+                with suppress(Closed):
+                    peer.session.tell(kind="end")
 
     def _handle(self, event: Event) -> bool:
         """Deal with what a client sent, and return whether it has saved its weights now."""
@@ -109,6 +112,7 @@ class FinalOffer:
             elif received.told.get("kind") == "saved":
                 saved = self.pending.pop(k, None) is not None
                 self._record()
+                self.ended.add(event.session)
                 event.session.tell(kind="end")
         except BadInput as error:
             self.gate.turn_away(k, f"it sent what this server cannot use ({error})")

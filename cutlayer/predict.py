@@ -1,5 +1,6 @@
 """Split inference: the bottom at the data owner, the top at the server, and the same answers as from the whole network."""
 
+import math
 import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,16 +17,20 @@ from .data.sources import Source
 from .errors import BadInput, RunFailed
 from .evaluate import ensemble, evaluation_batches
 from .fit import fitted
+from .frame import MAX_BYTES
 from .handshake import about, disagreement
 from .integrity import check_weights
 from .meter import Meter
 from .recipes.recipe import Recipe
 from .revoked import Revoked
+from .rows import Layout
 from .run import data_of, parts_of, task_of
+from .server_checks import SPARE_BYTES
 from .task import Batch, Task, accuracy
 from .transports.grpc_client import NetworkLine
 from .transports.grpc_common import Tls
 from .transports.grpc_server import Gate
+from .transports.session import MAX_CONTROL
 from .wire import Message, loads, pack, unpack
 
 BATCH = 500
@@ -109,15 +114,22 @@ class Answering:
 
 
 class Remote:
-    """The top as a client reaches it over a line."""
+    """The top as a client reaches it over a line; `layout` is that of the top's outputs."""
 
-    def __init__(self, line: NetworkLine) -> None:
-        self.line, self.step = line, 0
+    def __init__(self, line: NetworkLine, layout: Layout) -> None:
+        self.line, self.layout, self.step = line, layout, 0
+        line.session.max_message = lambda: MAX_CONTROL
         self.k = line.connect()
 
-    def __call__(self, z: Smashed) -> Tensor:
-        """Return the top's outputs for the activations of a batch."""
+    def __call__(self, z: Smashed, num_samples: int) -> Tensor:
+        """Return the top's outputs for the activations of a batch; raises BadInput if the server sends something else."""
         self.step += 1
+        if self.layout.fixed:
+            rows = max(len(z.main), num_samples * self.layout.few[0])
+            largest = SPARE_BYTES + torch.float64.itemsize * rows * math.prod(self.layout.sample_shape)
+            self.line.session.max_message = lambda: largest
+        else:
+            self.line.session.max_message = lambda: MAX_BYTES
         asked = pack(Message("predict", z.tensors("smashed"), client=self.k, step=self.step), {})
         while True:  # a server that was started again knows nothing of what it was asked
             epoch = self.line.session.epoch
@@ -125,7 +137,17 @@ class Remote:
             while self.line.session.epoch == epoch:
                 packed = self.line.poll()
                 if packed is not None and packed.message.step == self.step:
-                    return unpack(packed, {}).tensors["outputs"]
+                    return self._checked(unpack(packed, {}), num_samples)
+
+    def _checked(self, message: Message, num_samples: int) -> Tensor:
+        output = message.tensors.get("outputs")
+        if output is None or not self.layout.fits(output.shape, num_samples):
+            brought = "no outputs" if output is None else f"outputs of shape {tuple(output.shape)}"
+            raise BadInput(
+                f"the server at {self.line.address} sent {brought} for {num_samples} samples; those of two have shape "
+                f"{self.layout.few}, so both ends need the same recipe"
+            )
+        return output
 
 
 class Owner:
@@ -154,7 +176,7 @@ class Owner:
         if remote is None:
             with torch.no_grad(), self.autocast():
                 return z.into(self.modules["auxiliary"]).float()
-        output = remote(z)
+        output = remote(z, len(batch.y))
         with torch.no_grad(), self.autocast():
             output = self.modules["tail"](output) if "tail" in self.modules else output
             return (ensemble(output, z.into(self.modules["auxiliary"])) if together else output).float()
@@ -191,7 +213,7 @@ def predict(
     found: list[Tensor] = []
     try:
         try:
-            remote = Remote(line) if line is not None else None
+            remote = Remote(line, owner.task.layouts["features"]) if line is not None else None
             found = [owner.outputs(batch, remote, together) for batch in owner.batches(source)]
         except RunFailed as error:
             if not local:

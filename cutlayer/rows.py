@@ -39,6 +39,14 @@ class Layout(NamedTuple):
             return "it has no batch axis"
         return None if self.fixed else "its further sizes differ from batch to batch"
 
+    def fits(self, shape: Shape, num_samples: int) -> bool:
+        """Return whether the tensor may have this shape in a batch of so many samples."""
+        if not self.fixed:
+            return len(shape) == len(self.few)
+        if self.axis is None:
+            return len(shape) == len(self.few) and tuple(shape[1:]) == self.few[1:]
+        return tuple(shape) == (*self.few[: self.axis], num_samples, *self.few[self.axis + 1 :])
+
 
 def compare_layouts(few: Tensor, many: Tensor, sizes: tuple[int, int]) -> Layout:
     """Return the layout of a tensor, from its values for batches of `sizes` = (fewer, more) samples."""

@@ -28,11 +28,10 @@ from .parties import Parties
 from .private import write
 from .program import program
 from .recipes.legal import switched_off
-from .recipes.options import method_class, schedule_class
+from .recipes.options import method_class
 from .recipes.recipe import Recipe
 from .record_names import RecordNames
 from .rounds import Progress, Rounds, own_names
-from .schedules import Plan
 from .server import Server
 from .server_checks import ServerChecks
 from .stored import Stored
@@ -61,20 +60,11 @@ def member(
     client.codecs = builder.codecs(k, "client")
     life = lambda: program(client, method, batches, recipe.checkpoint_every)  # noqa: E731
     reproducible = check_reproducible(source, recipe.seed)
-    plan = Plan(recipe.num_clients, recipe.rounds, recipe.evaluate_every, recipe.seed)
-    schedule = schedule_class(recipe.schedule)(builder.how_often, plan)
-    make_part = getattr(method, "server_part", None)
-    part = make_part(builder.options) if make_part else None
+    part = builder.server_part()
     features = crossing(parts, source)["feature_grad"].shape[1:] if parts.tail is not None else None
-    checks = ServerChecks(
-        client,
-        method,
-        schedule,
-        batches.per_round,
-        features,
-        recipe.batch_size,
-        may_freeze=part is not None and part.may_freeze,
-    )
+    may_freeze = part is not None and part.may_freeze
+    schedule = builder.schedule(recipe.num_clients)
+    checks = ServerChecks(client, method, schedule, batches.per_round, features, recipe.batch_size, may_freeze)
     return Member(client, method, client.codecs, meter, life, out / "marks", checks, reproducible)
 
 

@@ -165,7 +165,8 @@ def test_a_graph_file_that_contradicts_itself_is_refused_with_its_line(tmp_path,
 
 def test_a_graph_file_that_is_sound_is_read(tmp_path):
     path = tu_zip(tmp_path)
-    x, edges, classes = graphs.read(path, "MUTAG")
+    x, edges, classes, names = graphs.read(path, "MUTAG")
+    assert names.class_names == ["0", "1"]
     assert [len(each) for each in x] == [2, 2]
     assert [each.tolist() for each in edges] == [[[0, 1], [1, 0]]] * 2
     assert classes.tolist() == [0, 1]

@@ -14,7 +14,7 @@ from conftest import ROOT
 from cutlayer.recipes import load
 
 FOLDER = ROOT / "benchmarks"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("rows", "cells", "processes"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("rows", "cells", "processes", "trials"))
 TABLES = [name for name in NAMES if "def cells(" in (FOLDER / f"{name}.py").read_text()]
 
 

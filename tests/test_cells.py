@@ -75,7 +75,7 @@ def test_a_row_says_what_its_table_finds_in_a_finished_run_and_without_that_ther
     with pytest.raises(SystemExit, match="nothing is found"):
         table("plain", more=fails)
     assert not table.rows()
-    table("plain", "diverges", more=lambda folder: {"size": len(list(folder.glob("weights/*")))})
+    table("plain", "diverges", more=lambda folder: {"size": len(list(folder.glob("weights/*.safetensors")))})
     assert [row.get("size") for row in table.rows()] == [2, None]
 
 

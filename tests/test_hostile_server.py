@@ -18,7 +18,7 @@ from cutlayer.run import data_of, parts_of, run_recipe, task_of
 from cutlayer.serve import Serving
 from cutlayer.sides import member
 from cutlayer.transports import grpc_client
-from cutlayer.transports.member import read_start
+from cutlayer.transports.member import Again, Start, read_start
 from cutlayer.transports.session import MAX_UNTAKEN, PREFIX, RECORD, Session
 from cutlayer.wire import Coded, Message, Packed, pack
 
@@ -180,6 +180,27 @@ def test_a_malformed_control_record_ends_a_client_and_its_states_stay(told, why,
     assert why in str(error)
     assert "\n" not in str(error)
     assert checkpoint.marks(tmp_path / "client0" / "marks")
+
+
+def test_an_endless_row_of_starts_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("cutlayer.transports.member.MAX_RETURNS", 20)
+    client, starts = client_of(COPIES, tmp_path), 0
+
+    class Starting:
+        def hello(self, held):
+            assert held() == []
+
+        def send(self, packed, label):
+            self.receive()
+
+        def receive(self):
+            nonlocal starts
+            starts += 1
+            raise Again(Start(starts, 0))
+
+    with pytest.raises(BadInput, match="back to one of its states 20 times; no server does"):
+        client.play(Starting())
+    assert starts == 21
 
 
 def test_a_client_that_refused_goes_on_with_an_honest_server(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from cutlayer.building import training
 from cutlayer.cut import Smashed
 from cutlayer.errors import BadInput
 from cutlayer.methods.fsl_sage import FslSage, FslSageOptions
+from cutlayer.program import Sends
 from cutlayer.recipes.recipe import make
 from cutlayer.schedules import Plan
 from cutlayer.schedules.parallel import Parallel, ParallelOptions
@@ -90,8 +91,8 @@ class EveryStep(FslSage):
         return Copied(options)
 
     @staticmethod
-    def phase(options, round, step, seen):
-        return True, True
+    def sends(options, round, step, seen):
+        return Sends(True, True)
 
 
 def test_T7_1_with_the_top_for_a_head_before_every_step_it_is_SplitFed_V2():

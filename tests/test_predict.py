@@ -15,8 +15,14 @@ from cutlayer.recipes.recipe import make
 from cutlayer.run import parts_of
 from cutlayer.task import Task, accuracy
 from cutlayer.transports.grpc_client import NetworkLine
+from cutlayer.wire import Message, pack
 
 pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+def remote(owner, line):
+    """Return an owner's way to the top over a line."""
+    return Remote(line, owner.task.layouts["features"])
 
 
 def test_local_answers_are_those_of_the_auxiliary_head_and_it_is_said(tmp_path, monkeypatch):
@@ -48,11 +54,11 @@ def test_an_ensemble_is_the_network_with_a_quarter_of_its_heads_log_probabilitie
     logits = torch.randn(16, 10) / 100
     (batch,) = owner.batches(owner.data.test)
     own = owner.outputs(batch, None).log_softmax(1)
-    together = owner.outputs(batch, lambda z: logits, together=True)
+    together = owner.outputs(batch, lambda z, num_samples: logits, together=True)
     torch.testing.assert_close(together, logits.log_softmax(1) + own / 4)
     assert not torch.equal(together.argmax(1), logits.argmax(1))
     top = load_into(parts_of(recipe, owner.data).top, tmp_path / "server" / "weights" / "top.safetensors")
-    answers = owner.outputs(batch, lambda z: top(z.main), together=True)
+    answers = owner.outputs(batch, lambda z, num_samples: top(z.main), together=True)
     assert accuracy(answers, batch.y) == pytest.approx(result.records[-1]["ensemble_accuracy"])
 
 
@@ -104,12 +110,35 @@ def test_a_question_that_breaks_the_top_turns_away_who_asked_it(tmp_path, monkey
     owner = Owner(recipe, tmp_path / "client0" / "weights")
     batch = next(owner.batches(owner.data.test))
     with pytest.raises(BadInput, match="this top cannot take that"):
-        owner.outputs(batch.split(1)[0], Remote(lines[0]))
-    assert len(owner.outputs(batch, Remote(lines[1]))) == len(batch.y)
+        owner.outputs(batch.split(1)[0], remote(owner, lines[0]))
+    assert len(owner.outputs(batch, remote(owner, lines[1]))) == len(batch.y)
     stop.set()
     serving.join(30)
     for line in lines:
         line.close()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "why"),
+    [
+        ({"outputs": torch.zeros(15, 10)}, r"outputs of shape \(15, 10\) for 16 samples; those of two have shape \(2, 10\)"),
+        ({"outputs": torch.zeros(16, 10, 1)}, r"outputs of shape \(16, 10, 1\) for 16 samples"),
+        ({"weights/x": torch.zeros(16, 10)}, "sent no outputs for 16 samples"),
+        ({"outputs": torch.zeros(16, 100_000)}, "bytes comes, and no message of this run has more than"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused_by_who_asked(tensors, why, tmp_path, monkeypatch):
+    over_grpc(COPIES, tmp_path)
+    recipe, stop = make({**COPIES.flat(), "transport": "grpc"}), threading.Event()
+    answering = Answering(recipe, tmp_path / "server" / "weights", listen="127.0.0.1:0", names=["client0"], tls=None)
+    lie = lambda k, message: answering.gate.post(k, pack(Message("outputs", tensors, client=k, step=message.step), {}))  # noqa: E731
+    monkeypatch.setattr(answering, "_answer", lie)
+    serving = threading.Thread(target=answering.run, args=(stop.is_set,))
+    serving.start()
+    with pytest.raises(BadInput, match=why):
+        predict(recipe, tmp_path / "client0" / "weights", server=f"127.0.0.1:{answering.gate.port}", name="client0")
+    stop.set()
+    serving.join(30)
 
 
 def test_a_prediction_is_asked_again_of_a_server_that_was_started_again(tmp_path):
@@ -119,11 +148,12 @@ def test_a_prediction_is_asked_again_of_a_server_that_was_started_again(tmp_path
     answering = Answering(recipe, weights, listen="127.0.0.1:0", names=["client0"], tls=None)
     port = answering.gate.port
     line = NetworkLine(f"127.0.0.1:{port}", "client0", about(recipe), tls=None, patience=20.0)
-    owner, remote = Owner(recipe, tmp_path / "client0" / "weights"), Remote(line)
+    owner = Owner(recipe, tmp_path / "client0" / "weights")
+    top = remote(owner, line)
     answering.gate.close(0.1)  # before it has answered anything
     found = []
     batch = next(owner.batches(owner.data.test))
-    asking = threading.Thread(target=lambda: found.append(owner.outputs(batch, remote)))
+    asking = threading.Thread(target=lambda: found.append(owner.outputs(batch, top)))
     asking.start()
     again = Answering(recipe, weights, listen=f"127.0.0.1:{port}", names=["client0"], tls=None)
     serving = threading.Thread(target=again.run, args=(stop.is_set,))

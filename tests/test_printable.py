@@ -51,7 +51,7 @@ def test_a_frame_with_a_name_that_is_no_printable_ascii_is_refused(name):
 
 def test_no_escape_of_a_client_reaches_what_a_server_says_or_shows(tmp_path, monkeypatch):
     net = Net(COPIES, tmp_path, start_timeout=1.0)
-    lie = {"seconds": {}, "peak": {}, "left": {}, "held": {}, "steps": {}, "samples": {ESCAPES: -1}}
+    lie = {"seconds": {}, "peak": {}, "kept": {}, "left": {}, "held": {}, "steps": {}, "samples": {ESCAPES: -1}}
     monkeypatch.setattr(NetworkLine, "_ready", lambda line: line.session.tell(kind="bye", figures=lie))
     net.join("client0").join(30)
     assert "is no figure of a meter" in str(net.failed.pop("client0"))

@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..wire import Codecs, Collect, Exchange, Message, Packed, pack, unpack
 from .link import find
 
 KEEP = 4  # the server keeps two marks, and a client may be one state ahead of each
+MAX_RETURNS = 1000  # to one state; parties that die and come back cause far fewer
 
 
 class Start(NamedTuple):
@@ -72,6 +73,7 @@ class Member:
         self.built = copy.deepcopy(self._state())
         self.start = Start(0, 0)
         self.label = 0
+        self.returns: Counter[int] = Counter()  # starts from each state, by its label
         self.inbox: deque[Message] = deque()
 
     def play(self, line: Line, save: Callable[[Message], None] = lambda final: None) -> None:
@@ -147,6 +149,9 @@ class Member:
         checkpoint.save(self.folder, f"{self.label:020d}", self._state(), KEEP)
 
     def _go_on(self, start: Start) -> None:
+        self.returns[start.label] += 1
+        if self.returns[start.label] > MAX_RETURNS:
+            raise BadInput(f"the server sent this client back to one of its states {MAX_RETURNS} times; no server does")
         state = self.built
         if start.label:
             path = self.folder / f"{start.label:020d}"

@@ -146,10 +146,13 @@ class Session:
         return sum(len(chunk) for _, chunks in self.unacked for chunk in chunks)
 
     def settled(self, patience: float) -> bool:
-        """Wait until the other end has taken everything, or nothing has moved for so many seconds; return whether it has."""
+        """Wait until the other end has taken everything, its connection is over, or nothing has moved for so many seconds.
+
+        Returns whether it has taken everything.
+        """
         with self.changed:
-            self.progressed = time.monotonic()
-            while self.unacked and not self.closed and (left := self.progressed + patience - time.monotonic()) > 0:
+            self.progressed, connection = time.monotonic(), self.connection
+            while self.unacked and not self._over(connection) and (left := self.progressed + patience - time.monotonic()) > 0:
                 self.changed.wait(left)
             return not self.unacked and not self.lost
 
