@@ -53,6 +53,9 @@ class ServerChecks:
         self.trained = set(parameter_names(client).values())
         self.questions: list[Question] = []
         self.sent: Mapping[str, torch.Size] = {}  # shapes of the newest message
+        self.done = (
+            False  # whether the newest sync ended a turn; a hello at the end of a round's batches ends it in the next turn
+        )
         rows = samples * (math.prod(client.task.cut_shape) + math.prod(features or ()))
         tensors = [*client.modules.state_dict().values(), *(list(self.mine.values()) * len(self.slots))]
         self.largest = SPARE_BYTES + CODED * (sum(t.nbytes for t in tensors) + 4 * rows)  # bytes of any message
@@ -66,6 +69,8 @@ class ServerChecks:
         if message.reply == "none":
             return
         kinds = {"sync": "go", "mark": "mark", "probe": "loss", "smashed": "features" if message.open else self.reply_kind}
+        if message.kind == "sync":
+            self.done = bool(message.numbers["done"])
         shapes = {
             role: tensor.shape for role, tensor in message.tensors.items() if tensor.is_floating_point() or role == "smashed"
         }
@@ -145,7 +150,8 @@ class ServerChecks:
             if not (least <= numbers[name] <= most and numbers[name].is_integer()):
                 raise BadInput(f"the server's go has {name} = {numbers[name]:g}; whole numbers from {least} to {most} fit now")
         stop, round = bool(numbers["stop"]), int(numbers["round"])
-        if not stop and (round == self.schedule.last_turn or (round == client.round and client.step >= self.per_round)):
+        finished = self.done and round == client.round and client.step >= self.per_round
+        if not stop and (round == self.schedule.last_turn or finished):
             raise BadInput(
                 f"the server's go begins a turn of round {round}, which this client has finished; training has {plan.rounds}"
             )

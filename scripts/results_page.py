@@ -71,7 +71,10 @@ FORMS: dict[str, Callable[[Sequence[Row]], str]] = {
         name: getattr(forms, name)
         for name in ("slperf", "clients", "graphs", "larger", "latency", "memory", "overhead", "overlap")
     },
-    **{name: getattr(transports, name) for name in ("kill", "organisations", "fuzz", "throughput", "epoch", "calibrate")},
+    **{
+        name: getattr(transports, name)
+        for name in ("kill", "hostile", "organisations", "fuzz", "throughput", "epoch", "calibrate")
+    },
 }
 
 

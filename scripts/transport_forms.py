@@ -1,6 +1,7 @@
 """Forms of tables and sentences on parties in processes of their own."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 from epoch import SCHEMES as EPOCH
@@ -9,14 +10,38 @@ from result_rows import Row, newest, table
 
 def kill(found: Sequence[Row]) -> str:
     lines = []
-    for key in sorted({(row["schedule"], row["victim"], row["returns"]) for row in found}, key=lambda k: (not k[2], k)):
-        mine = [row for row in found if (row["schedule"], row["victim"], row["returns"]) == key]
-        what = "came back" if key[2] else "stayed away"
-        lines.append([key[0], key[1], what, len(mine), sum(row["equal"] for row in mine)])
+    for key in dict.fromkeys((row["kind"], row["schedule"]) for row in found):
+        mine = [row for row in found if (row["kind"], row["schedule"]) == key]
+        victims = Counter(name for row in mine for name in row["victims"])
+        killed = ", ".join(f"{name} {victims[name]}" for name in sorted(victims))
+        middle = statistics.median(row["seconds"] for row in mine)
+        lines.append([*key, len(mine), killed, sum(row["equal"] for row in mine), f"{middle:.0f}"])
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in found))
-    middle = statistics.median(row["seconds"] for row in found)
-    heads = ["schedule", "who was killed", "what it did then", "trials", "weights the same bits"]
-    return table(heads, lines) + f"\n\nSeed {seeds}; {middle:.0f} seconds a trial, median."
+    heads = ["kind", "schedule", "trials", "killed", "weights the same bits", "seconds, median"]
+    return table(heads, lines) + f"\n\nSeed {seeds}."
+
+
+def hostile(found: Sequence[Row]) -> str:
+    rows = newest(found, "attack")
+    base = rows["none",][1]
+    lines = []
+    for (attack,), (number, row) in rows.items():
+        more = (row["server_peak_bytes"] - base["server_peak_bytes"]) / 2**20
+        seconds = row["seconds"] - base["seconds"]
+        cost = ["", ""] if attack == "none" else [f"{seconds:+.0f}", f"{more:+.0f}"]
+        left = "" if row["mark"] is None else f"mark {row['mark']}"
+        lines.append([attack, row["attempts"], left, "yes" if row["equal"] else "no", *cost, f"L{number}"])
+    heads = [
+        "attack",
+        "attempts",
+        "attacker left out at",
+        "weights the same bits",
+        "seconds more",
+        "MB more at the server",
+        "row",
+    ]
+    undisturbed = f"Without an attack: {base['seconds']:.0f} s and {base['server_peak_bytes'] / 2**20:.0f} MB."
+    return f"{table(heads, lines)}\n\n{undisturbed}"
 
 
 def organisations(found: Sequence[Row]) -> str:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from across import BASE, OPTIONS, over_grpc
 from conftest import equal
-from network import COPIES, RELAY, Net
+from network import COPIES, RELAY, Dead, Net
 
 from cutlayer import checkpoint
+from cutlayer.client import Client
 from cutlayer.data.partition import split
 from cutlayer.errors import BadInput
 from cutlayer.recipes.recipe import make
@@ -113,9 +114,10 @@ def test_an_endless_go_is_refused(mine):
     client = mine.client
     before = client.state()
     answer(mine, go())
-    client.step = mine.checks.per_round  # the turn is over
+    client.step = mine.checks.per_round
+    answer(mine, go())  # a hello at the end of a round's batches, as after a checkpoint there
     with pytest.raises(BadInput, match="begins a turn of round 0, which this client has finished"):
-        answer(mine, go())
+        answer(mine, go(), Message("sync", {}, {"done": 1.0}))
     client.round, client.step = 1, 0
     with pytest.raises(BadInput, match="round = 0; whole numbers from 1 to 2"):
         answer(mine, go())
@@ -237,6 +239,27 @@ def test_a_flood_of_messages_is_refused(monkeypatch):
     records = [next(stream) for _ in range(MAX_UNTAKEN + 2)]
     with pytest.raises(BadInput, match="messages that nobody waits for"):
         [line._put(line.session.feed(line.session.connection, record)) for record in records]
+
+
+def test_a_client_that_dies_between_its_last_checkpoint_of_a_round_and_its_sync_comes_back(tmp_path, monkeypatch):
+    recipe, sync, alive = make({**COPIES.flat(), "checkpoint_every": 3}), Client.sync, [True]
+
+    def dying(client, done, batches):
+        if client.id == 1 and done and alive:
+            alive.clear()
+            raise Dead
+        return sync(client, done, batches)
+
+    monkeypatch.setattr(Client, "sync", dying)
+    alive.clear()
+    whole, net = run_recipe(recipe), Net(recipe, tmp_path)
+    alive.append(True)
+    net.join("client0")
+    net.join("client1").join(60)
+    assert not alive
+    net.join("client1")
+    result = net.wait()
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
 
 
 HONEST = {
