@@ -42,7 +42,7 @@ def test_an_interrupted_benchmark_says_so_in_one_line_and_leaves_nobody(tmp_path
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     heeded = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a shell's background jobs ignore it)
     benchmark = subprocess.Popen(command, start_new_session=True, cwd=tmp_path, preexec_fn=heeded, **how)
-    until((tmp_path / "0" / "client1.log").exists, 60)
+    until((tmp_path / "in-a-round" / "0" / "client1.log").exists, 60)
     time.sleep(0.5)  # its process starts once its log is there
     benchmark.send_signal(signal.SIGINT)
     said, _ = benchmark.communicate(timeout=30)
