@@ -113,7 +113,8 @@ def huge_messages(trial: Trial, over: threading.Event) -> int:
                 line.session.last += 1
                 record = RECORD.pack(CHUNK, line.session.last, 0, 1 << 32) + bytes(CHUNK_BYTES)
                 line.session.unacked.append((line.session.last, [record]))
-                yield line.session.changed.notify_all()
+                line.session.changed.notify_all()
+            yield record
 
     return flood(trial, over, frames)
 

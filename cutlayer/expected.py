@@ -11,6 +11,7 @@ from .averaging import batch_norm_entries
 from .client import Client
 from .errors import BadInput, NotFinite
 from .finite import first_not_finite, not_finite
+from .frame import MAX_BYTES
 from .record_names import RecordNames
 from .slots import SLOTS, parameter_names
 from .wire import Codecs, Message, Packed, family
@@ -20,6 +21,8 @@ MAX_COUNT = 2**53
 MAX_SAMPLES = 10**9
 MAX_RECORD = torch.finfo(torch.float32).max  # records are sums in float32
 MOST = 2.0**63  # bytes, seconds or steps
+SPARE_BYTES = 1 << 20  # of a message beside its tensors: names, shapes, padding
+CODED = 4  # a codec makes a tensor at most so many times larger
 
 
 class Expected:
@@ -54,6 +57,11 @@ class Expected:
         self.kept = batch_norm_entries(list(self.weights)) if client.keeps_norm else set()
         self.slots = SLOTS[type(client.optimizer)] if client.hand_over == "carry" else frozenset()
         self.trained = set(parameter_names(client).values())
+        self.largest = MAX_BYTES  # bytes of any message; of graphs, whose sizes differ, those of any frame
+        if not self.ragged:
+            per_sample = sum(t.nbytes / len(t) for t in at_cut.values()) + labels.nbytes / max(1, len(labels))
+            model = sum(t.nbytes for t in self.weights.values()) * (1 + len(self.slots))
+            self.largest = min(MAX_BYTES, SPARE_BYTES + CODED * math.ceil(model + samples * per_sample))
         self.asked: dict[int, int] = {}
         self.batches: dict[int, float] = {}  # of a client's round, as it said when it synced
 

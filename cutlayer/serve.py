@@ -86,7 +86,10 @@ class Serving:
         self.began = self.looked = time.monotonic()
         self.idle = 0.0  # seconds without anything to do since `looked`
         self.missing: dict[str, str] = {}  # who was named before the start, and why
-        self.gate = Gate(listen, self.names, self._refusal, tls=tls, keepalive_s=keepalive_s, barred=self.access.barred)
+        self.gate = Gate(
+            listen, self.names, self._refusal, tls=tls, keepalive_s=keepalive_s, barred=self.access.barred,
+            max_message=self.host.expected.largest,
+        )  # fmt: skip
 
     def run(self) -> Result:
         """Serve to the end of training and return the result; raises KeyboardInterrupt between two messages after `stop`."""

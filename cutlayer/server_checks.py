@@ -10,13 +10,10 @@ from torch import Tensor
 from .averaging import batch_norm_entries
 from .client import Client
 from .errors import BadInput
-from .expected import MAX_COUNT, check_slots, same
+from .expected import CODED, MAX_COUNT, SPARE_BYTES, check_slots, same
 from .schedules import Schedule
 from .slots import SLOTS, parameter_names
 from .wire import Codecs, Message, Packed, family
-
-SPARE_BYTES = 1 << 20  # of a message beside its tensors: names, shapes, padding
-CODED = 4  # a codec makes a tensor at most so many times larger
 
 
 class Question(NamedTuple):

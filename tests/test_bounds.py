@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from across import BASE
+from across import BASE, over_grpc
 from conftest import equal
 from network import COPIES, Net, until
 
@@ -18,7 +18,8 @@ from cutlayer.run import run_recipe
 from cutlayer.stored import Stored
 from cutlayer.transports.grpc_client import NetworkLine
 from cutlayer.transports.grpc_server import Gate
-from cutlayer.transports.session import FRAME, WINDOW_BYTES
+from cutlayer.transports.member import told_to_start
+from cutlayer.transports.session import CHUNK, CHUNK_BYTES, FRAME, RECORD, WINDOW_BYTES, Session
 from cutlayer.wire import Message, pack
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -64,6 +65,42 @@ def test_stored_activations_of_a_client_are_bounded(tmp_path):
     for name in ("client0", "client1"):
         net.join(name)
     net.wait()
+
+
+def test_a_message_larger_than_the_recipe_sends_is_refused_before_its_memory_is_taken(tmp_path):
+    whole, net = run_recipe(COPIES), Net(COPIES, tmp_path)
+    assert net.serving.gate.max_message < 16 << 20
+    line = NetworkLine(f"127.0.0.1:{net.port}", "client1", net.serving.mine, tls=None, patience=20.0)
+    line.samples = 22
+    line.connect()
+    line.hello(lambda: [])
+    net.join("client0")
+    told_to_start(line)
+    with line.session.changed:
+        line.session.last += 1
+        record = RECORD.pack(CHUNK, line.session.last, 0, net.serving.gate.max_message + 1) + bytes(CHUNK_BYTES)
+        line.session.unacked.append((line.session.last, [record]))
+        line.session.changed.notify_all()
+    with pytest.raises(BadInput, match="bytes comes, and no message of this run has more than"):
+        [line.poll() for _ in range(100)]
+    line.close()
+    net.join("client1")
+    result = net.wait()
+    assert all(equal(whole.modules[name], result.modules[name]) for name in whole.modules)
+
+
+@pytest.mark.parametrize("fields", [{"scheme": "vanilla", "hand_over": "carry", "momentum": 0.9}, {"scheme": "u_shaped"}])
+def test_no_honest_message_is_as_large_as_the_bound(fields, tmp_path, monkeypatch):
+    put, largest = Session.put, []
+
+    def noted(session, kind, data, *args, **how):
+        pieces = [bytes(piece) for piece in data]
+        largest.append(sum(map(len, pieces)))
+        return put(session, kind, pieces, *args, **how)
+
+    monkeypatch.setattr(Session, "put", noted)
+    _, serving = over_grpc(make({**BASE, **fields}), tmp_path)
+    assert max(largest) < serving.gate.max_message / 2
 
 
 def test_a_step_beyond_a_clients_batches_is_refused(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BadInput
-from ..frame import pieces
+from ..frame import MAX_BYTES, pieces
 from ..printable import printable
 from ..wire import Packed
 from .grpc_common import METHOD, PROTOCOL, Tls, check_address, grpc, keepalive
@@ -61,11 +61,13 @@ class Gate:
         tls: Tls | None,
         keepalive_s: float = 20.0,
         barred: Barred = lambda identity: None,
+        max_message: int = MAX_BYTES,
     ) -> None:
         check_address(address, tls is None, "--listen")
         self.names, self.refusal, self.tls, self.barred = list(names), refusal, tls, barred
         self.events: queue.Queue[Event] = queue.Queue()
         self.peers: dict[int, Peer] = {}
+        self.max_message = max_message  # bytes of a message that a client may send
         self.pending: Counter[tuple[str, ...]] = Counter()  # streams whose hello is not read yet, by the certificate's names
         self.lock = threading.Lock()
         self.pool = ThreadPoolExecutor(2 * len(names) + 8, thread_name_prefix="cutlayer-stream")
@@ -220,6 +222,7 @@ class Gate:
                     peer.cancel()
                     self._release(peer.session)
                 peer = self.peers[k] = Peer(Session(), hello["life"], identity)
+                peer.session.max_message = lambda: self.max_message
             received = hello["received"] if known else 0
             if not 0 <= received <= peer.session.last:
                 raise BadInput(f"{name} has received {received} messages, and {peer.session.last} were sent")
