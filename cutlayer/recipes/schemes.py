@@ -90,7 +90,7 @@ SCHEMES: dict[str, Scheme] = {
         {**LOCAL, "server_order": "arrival", "send_every": 5},
         "activations and labels of every 5th batch up; client weights and heads up and down every round",
         "all clients at once on their own losses, one top in order of arrival; bottoms and heads averaged every round",
-        "Mu & Shen, arXiv 2507.15816", "in FSL-SAGE's code the period begins anew in every round and clients come one after another",
+        "Mu & Shen, arXiv 2507.15816", "in FSL-SAGE's code clients come one after another",
     ),
     "fsl_sage": Scheme(
         {"method": "fsl_sage", "schedule": "parallel", "server_order": "client_major"},
