@@ -84,8 +84,8 @@ def save(folder: Path, name: str, tree: Any, keep: int = KEEP) -> None:
 
 
 def marks(folder: Path) -> list[Path]:
-    """Return the finished marks of a folder, oldest first."""
-    return sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+    """Return the finished marks of a folder, oldest first; what has another name than a number is none of them."""
+    return sorted(path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
 
 
 @wait_for_descriptors

@@ -98,7 +98,7 @@ def serve(
     """
     from .final_weights import pending_clients
     from .live import Live, endpoint
-    from .outputs import alone_in, check_folder
+    from .run_folder import alone_in, check_folder
     from .serve import Serving
     from .transports.grpc_common import SERVER_NAME, check_party_name
 
@@ -217,7 +217,7 @@ def join(
         keepalive: seconds of silence after which the connection is tried; half as many more, and it is opened anew.
     """
     from .join import join as join_run
-    from .outputs import alone_in
+    from .run_folder import alone_in
     from .transports.grpc_common import check_party_name
 
     made = load(recipe, **given(fields))

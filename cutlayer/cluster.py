@@ -13,10 +13,11 @@ from .data.partition import split
 from .errors import Advice, BadInput, RunFailed
 from .handshake import about, disagreement, doubts
 from .labels_cross import warn_if_inputs_cross
-from .outputs import Result, alone_in, check_folder
+from .outputs import Result
 from .recipes.recipe import Recipe
 from .rounds import Progress
 from .run import data_of, parts_of, task_of
+from .run_folder import alone_in, check_folder
 from .sides import ServerSide, member
 from .transports import mpi
 
@@ -71,7 +72,7 @@ def _run(world: mpi.World, recipe: Recipe, out: Path, progress: Progress | None,
         return None
     warn_if_inputs_cross(recipe, parts, data.train)  # rank 0 speaks for all
     side = ServerSide(
-        recipe, parts, task, clients, data.train, out, release=data.release, progress=progress, post=mpi.post(world),
+        recipe, parts, task, clients, data.train, out, release=data.release, data=data, progress=progress, post=mpi.post(world),
         quorum=recipe.num_clients, say=say,
     )  # fmt: skip
     mpi.serve(world, side.host)

@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 
 from .errors import BadInput, RunFailed
 from .integrity import check_trained
-from .outputs import check_folder
 from .recipes import FIELDS, Recipe, options_of, override, toml
 from .recipes.recipe import OUTSIDE, make
 from .recipes.schemes import BASELINES, SCHEMES
 from .report import Run, read
 from .run import Paused, Progress, run_recipe
+from .run_folder import check_folder
 
 Over = Mapping[str, Sequence[Any]]
 
@@ -103,6 +103,8 @@ def compare(
     A run that fails, for want of memory too, or whose input is wrong, is told to `failed` and the others go on.
     After `max_minutes` the run in progress stops at its next mark.
     """
+    if max_minutes is not None and not max_minutes > 0:
+        raise BadInput(f"--max-minutes {max_minutes}: take a number above 0")
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     done, complete = [], True
     for i, recipe in enumerate(recipes):

@@ -53,6 +53,11 @@ class Expected:
         self.batches_of, self.counts = batches_of, counts
         built = {f"{end}/{name}": tensor for name, tensor in self.weights.items() for end in ("weights", "evaluation")}
         self.infinite = not_finite({**built, **at_cut, "labels": labels})  # roles that hold infinity or NaN as built
+        self.label_floats, self.label_shape = labels.is_floating_point() or labels.is_complex(), labels.shape[1:]
+        classes = client.task.num_classes - 1 if labels.numel() and not self.label_floats else 0
+        self.label_range = (0, 0)  # of integers: the classes, and whatever this server's own targets have beside them
+        if labels.numel() and not self.label_floats:
+            self.label_range = min(0, int(labels.long().min())), max(classes, int(labels.long().max()))
         self.examines_all = False
         self.kept = batch_norm_entries(list(self.weights)) if client.keeps_norm else set()
         self.slots = SLOTS[type(client.optimizer)] if client.hand_over == "carry" else frozenset()
@@ -134,6 +139,21 @@ class Expected:
             raise BadInput(
                 f"'labels' of shape {tuple(labels.shape)} are not those of 1 to {self.samples} samples that came along"
             )
+        soft = self.merges and labels.is_floating_point()  # shares of classes, of merged samples
+        if soft or self.ragged:
+            return
+        if labels.dtype.is_floating_point != self.label_floats or labels.shape[1:] != self.label_shape:
+            kind = "floats" if self.label_floats else "integers"
+            raise BadInput(
+                f"'labels' of {labels.dtype} and shape {tuple(labels.shape)}; targets here are {kind} of shape "
+                f"{tuple(self.label_shape)} a sample"
+            )
+        if not self.label_floats and labels.numel() and not labels.dtype.is_complex:
+            low, high = int(labels.long().min()), int(labels.long().max())
+            if low < self.label_range[0] or high > self.label_range[1]:
+                raise BadInput(
+                    f"'labels' from {low} to {high}; those here lie from {self.label_range[0]} to {self.label_range[1]}"
+                )
 
     def _counts(self, message: Message) -> None:
         numbers = message.numbers

@@ -42,7 +42,7 @@ def stored_weights(folder: Path, k: int) -> dict[str, Tensor]:
     """Return the final weights of client k by <module>.<parameter>; where the folder has none of its own, those of the first client."""
     check_trained(folder.parent)
     files = {path.stem: path for path in folder.glob("*.safetensors") if path.stem.partition("-")[0] != "top"}
-    numbers = sorted(int(stem.rpartition("-")[2]) for stem in files if stem.startswith("bottom-"))
+    numbers = sorted(int(n) for stem in files if stem.startswith("bottom-") and (n := stem.removeprefix("bottom-")).isdecimal())
     own = f"-{k if k in numbers else numbers[0]}" if numbers else ""
     found: dict[str, Tensor] = {}
     for stem, path in sorted(files.items()):

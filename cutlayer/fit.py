@@ -1,6 +1,7 @@
 """Whether parts, data and task fit together, found by trying them on a few samples."""
 
 import copy
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -8,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -126,9 +128,11 @@ def _entering(parts: Parts, batch: Batch) -> tuple[Smashed, nn.Module]:
 
 def two(source: Source) -> Tensor:
     """Return the positions (2,) of samples with the smallest and the largest target: what fits them fits the others."""
-    if source.labels.dim() == 0 or source.labels.is_floating_point():
+    if source.labels.dim() == 0:
         return torch.tensor([0, len(source) - 1])
     flat = source.labels.reshape(len(source), -1)
+    if flat.is_complex():
+        flat = flat.abs()
     return torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()]).cpu()
 
 
@@ -145,7 +149,8 @@ def tried_samples(source: Source, size: int = MANY) -> Batch:
     drawn = torch.randint(len(source), (POOL,), generator=stream(0, "tried samples")).tolist()
     chosen = two(source).tolist()
     known = source.labels
-    unlike = (i for i in drawn if known.dim() and not any(torch.equal(known[i], known[j]) for j in chosen))
+    candidates = (*drawn, *range(len(source))) if known.dim() else ()
+    unlike = (i for i in candidates if not any(torch.equal(known[i], known[j]) for j in chosen))
     index = torch.tensor([*chosen, *islice(unlike, 1), *drawn][:size])
     return read_batch(source, index, None, 0, "tried samples")
 
@@ -170,20 +175,22 @@ def drawing_part(modules: Mapping[str, nn.Module], batch: Batch) -> str | None:
     copies = {name: copy.deepcopy(module).train() for name, module in modules.items()}
     on_cuda = batch.x.is_cuda
 
-    def state() -> Tensor:
-        return torch.cuda.get_rng_state(batch.x.device) if on_cuda else torch.random.get_rng_state()
+    def state() -> tuple[bytes, ...]:
+        drawn = torch.cuda.get_rng_state(batch.x.device) if on_cuda else torch.random.get_rng_state()
+        _, key, position, *_ = np.random.get_state(legacy=True)
+        return bytes(drawn.numpy()), repr(random.getstate()).encode(), np.asarray(key).tobytes() + str(position).encode()
 
     with torch.no_grad(), torch.random.fork_rng(devices=[batch.x.device] if on_cuda else []):
         before = state()
         z = Smashed.through(copies.pop("bottom"), batch)
-        if not torch.equal(before, state()):
+        if before != state():
             return "bottom"
         for name, module in copies.items():
             if name == "top":
                 module(z.main.clone(), **z.others)
             else:
                 z.into(module)
-            if not torch.equal(before, state()):
+            if before != state():
                 return name
     return None
 

@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from .errors import BadInput
 from .private import write
 
@@ -57,7 +59,15 @@ def check_weights(path: Path) -> None:
 def check_trained(folder: Path) -> None:
     """Raise BadInput if a weights file of a finished run is damaged or missing."""
     weights = folder / "weights"
-    if not (weights / INDEX).exists():
+    if not (weights / INDEX).exists():  # an earlier version wrote it, or it is gone
+        if not any(weights.glob("*.safetensors")):
+            raise BadInput(f"{weights} holds no trained weights; {_remedy(weights / INDEX)}")
+        for path in weights.glob("*.safetensors"):
+            try:
+                with safe_open(path, "pt") as file:
+                    file.keys()
+            except (OSError, SafetensorError) as error:
+                raise BadInput(f"{path} cannot be read ({error}); {_remedy(path)}") from error
         return
     try:
         names = list(read_index(weights))

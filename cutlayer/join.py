@@ -10,12 +10,13 @@ from .data.partition import split
 from .errors import BadInput
 from .handshake import about
 from .integrity import check_trained
-from .outputs import check_folder, save_weights
 from .private import make_folder, write
 from .recipes.recipe import Recipe, make
 from .recipes.toml import to_toml
 from .run import data_of, parts_of, task_of
+from .run_folder import check_folder, save_weights
 from .sides import member
+from .trained_data import check_trained_data, keep_description
 from .transports.grpc_client import NetworkLine
 from .transports.grpc_common import Tls
 from .transports.session import MAX_CONTROL
@@ -50,6 +51,7 @@ def join(
         return out / "weights"
     torch.set_num_threads(recipe.num_threads)
     data = data_of(recipe).to(recipe.device)
+    check_trained_data(out, data)  # before the server is asked
     parts, task = parts_of(recipe, data), task_of(recipe)
     line = NetworkLine(
         server, name, about(recipe, data, dealt=not own_data), tls=tls, patience=patience, keepalive_s=keepalive_s, say=say
@@ -62,6 +64,7 @@ def join(
         make_folder(out)
         # not before, because a recipe that the server refuses may be corrected in this folder
         write(out / "recipe.toml", to_toml(recipe.flat()))
+        keep_description(out, data)
         share = torch.arange(len(data.train)) if own_data else split(data.train, recipe).shares[k]
         line.samples = len(share)
         mine = member(recipe, parts, task, data.train, share, k, out, tick)

@@ -12,6 +12,7 @@ from .errors import BadInput
 from .streams import drawing
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+ROUNDING = 1e-13  # of terms in float64 that cancel
 RESOLUTION = 1e-5  # of a loss in float32; the same terms in another order differ by less
 
 
@@ -111,7 +112,13 @@ def reads_targets(loss: Loss, output: Tensor, y: Tensor) -> bool:
 
 
 def _changes(loss: Loss, output: Tensor, y: Tensor, other: Tensor) -> bool | None:
-    before, after = _value(loss, output, y), _value(loss, output, other)
+    if not output.is_complex() and not y.is_complex():
+        wide = [y.double() if y.is_floating_point() else y, other.double() if other.is_floating_point() else other]
+        before, after = (_value(loss, output.double(), targets) for targets in wide)
+        if before is not None and after is not None:
+            terms = float(output.abs().max()) * max(1.0, float(y.double().abs().max()) if y.is_floating_point() else 1.0)
+            return abs(before - after) > RESOLUTION * max(abs(before), abs(after)) + ROUNDING * terms
+    before, after = _value(loss, output, y), _value(loss, output, other)  # a loss with tensors of its own in float32
     if before is None or after is None:
         return None
     return abs(before - after) > RESOLUTION * max(abs(before), abs(after))

@@ -16,6 +16,7 @@ from .cut import Smashed
 from .data.sources import Source
 from .errors import BadInput, RunFailed
 from .evaluate import ensemble, evaluation_batches
+from .expected import SPARE_BYTES
 from .fit import fitted
 from .frame import MAX_BYTES
 from .handshake import about, disagreement
@@ -25,11 +26,12 @@ from .recipes.recipe import Recipe
 from .revoked import Revoked
 from .rows import Layout
 from .run import data_of, parts_of, task_of
-from .server_checks import SPARE_BYTES
 from .task import Batch, Task, accuracy
+from .trained_data import check_trained_data
 from .transports.grpc_client import NetworkLine
 from .transports.grpc_common import Tls
 from .transports.grpc_server import Gate
+from .transports.member import Again, Finished
 from .transports.session import MAX_CONTROL
 from .wire import Message, loads, pack, unpack
 
@@ -75,6 +77,7 @@ class Answering:
         torch.set_num_threads(recipe.num_threads)
         self.recipe, self.autocast = recipe, training(recipe).autocast
         data = data_of(recipe)
+        check_trained_data(weights.parent, data)
         self.top = load_into(parts_of(recipe, data).top, weights / "top.safetensors").to(recipe.device)
         mine = about(recipe, data)
         self.revoked = revoked
@@ -135,14 +138,19 @@ class Remote:
             epoch = self.line.session.epoch
             self.line.send(asked, 0)
             while self.line.session.epoch == epoch:
-                packed = self.line.poll()
+                try:
+                    packed = self.line.poll()
+                except (Again, Finished) as error:
+                    raise BadInput(
+                        f"the server at {self.line.address} trains, and answers nothing; name one with --predict"
+                    ) from error
                 if packed is not None and packed.message.step == self.step:
                     return self._checked(unpack(packed, {}), num_samples)
 
     def _checked(self, message: Message, num_samples: int) -> Tensor:
         output = message.tensors.get("outputs")
-        if output is None or not self.layout.fits(output.shape, num_samples):
-            brought = "no outputs" if output is None else f"outputs of shape {tuple(output.shape)}"
+        if output is None or not output.is_floating_point() or not self.layout.fits(output.shape, num_samples):
+            brought = "no outputs" if output is None else f"outputs of shape {tuple(output.shape)} and {output.dtype}"
             raise BadInput(
                 f"the server at {self.line.address} sent {brought} for {num_samples} samples; those of two have shape "
                 f"{self.layout.few}, so both ends need the same recipe"
@@ -156,6 +164,7 @@ class Owner:
     def __init__(self, recipe: Recipe, weights: Path, client: int = 0) -> None:
         torch.set_num_threads(recipe.num_threads)
         self.recipe, self.data = recipe, data_of(recipe).to(recipe.device)
+        check_trained_data(weights.parent, self.data)
         self.parts, source = parts_of(recipe, self.data), self.data.train
         builder = Builder(recipe, self.parts, source, fitted(task_of(recipe), recipe, self.parts, source), Meter())
         made = builder.owner(client, torch.arange(1)).client
@@ -178,7 +187,14 @@ class Owner:
                 return z.into(self.modules["auxiliary"]).float()
         output = remote(z, len(batch.y))
         with torch.no_grad(), self.autocast():
-            output = self.modules["tail"](output) if "tail" in self.modules else output
+            if "tail" in self.modules:
+                try:
+                    output = self.modules["tail"](output)
+                except Exception as error:  # a stranger's server may send any dtype
+                    why = str(error).partition("\n")[0]
+                    raise BadInput(
+                        f"the tail cannot take the server's outputs ({why}); both ends need the same recipe"
+                    ) from error
             return (ensemble(output, z.into(self.modules["auxiliary"])) if together else output).float()
 
 

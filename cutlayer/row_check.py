@@ -66,5 +66,17 @@ def _uses(recipe: Recipe, layouts: Mapping[str, Layout], source: Source) -> Iter
         yield Use("method 'fsl_sage' keeps rows of many batches", (*cut, "labels"), "take align_rounds = 0, or cut elsewhere")
     if codecs.reducer(recipe.codec) is not None:
         yield Use("codec batch_merge merges rows", (*cut, "labels"), "take another codec, or cut elsewhere")
+    for role, codec in codecs.build(recipe.codec).items():
+        tensors = (
+            ("features",) if role in ("features", "feature_grad") else tuple(n for n in cut if not n.startswith("context/"))
+        )
+        if role != "weights" and any(getattr(each, "per_sample", False) for each in getattr(codec, "codecs", [codec])):
+            yield Use(
+                f"codec {role} = {recipe.codec[role]!r} treats each row as a sample",
+                tensors,
+                "take another codec, or cut elsewhere",
+            )
+    if recipe.diagnose_every and recipe.transport == "inprocess":
+        yield Use("diagnose_every compares samples row by row", ("smashed",), "set diagnose_every = 0")
     if recipe.method == "synthetic_gradient" and recipe.options.get("conditioned"):
         yield Use("the regressor reads activations and labels row by row", ("smashed",), "set conditioned = false")

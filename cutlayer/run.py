@@ -21,11 +21,12 @@ from .errors import BadInput
 from .fit import fitted, single_samples
 from .labels_cross import warn_if_inputs_cross
 from .named import find, made
-from .outputs import Outputs, Result, alone_in
+from .outputs import Outputs, Result
 from .parties import build
 from .program import program
 from .recipes.recipe import Recipe, make, with_scheme
 from .rounds import Paused, Progress, Rounds
+from .run_folder import alone_in
 from .saved_tensors import heard
 from .streams import drawing
 from .task import Task
@@ -43,7 +44,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, **how: Any) -> Result:
     data = data_of(recipe).to(recipe.device)
     parts = parts_of(recipe, data)
     clients = split(data.train, recipe)
-    return train(recipe, parts, clients, task_of(recipe), out, release=data.release, **how)
+    return train(recipe, parts, clients, task_of(recipe), out, release=data.release, data=data, **how)
 
 
 def run(parts: Parts, clients: Partition, *, task: Task | None = None, out: str | Path | None = None, **fields: Any) -> Result:
@@ -126,6 +127,7 @@ def train(
     out: Path | None = None,
     *,
     release: str = "",
+    data: Data | None = None,
     progress: Progress | None = None,
     deadline: float | None = None,
     replay: Sequence[int] | None = None,
@@ -133,6 +135,7 @@ def train(
     """Train to the end and return the result; with `out`, everything is written there, and what is there is not done again:
     a run that stopped goes on, and one that is finished is returned.
 
+    `data` is the data set that the clients' shares are of, if it is known: its description is kept, and compared when a run goes on.
     `replay` is the order in which the server handles messages, by client, as a run under the clock wrote it to order.json.
     `deadline` is a time.monotonic() after which the run stops at its next mark and raises Paused.
     """
@@ -156,7 +159,7 @@ def train(
     torch.set_num_threads(recipe.num_threads)
     try:
         with heard(), alone_in(out), single_samples():
-            outputs = Outputs(recipe, out, clients, release)
+            outputs = Outputs(recipe, out, clients, release, data)
             rounds = Rounds(recipe, source, outputs, num_steps(recipe, clients.shares), progress, deadline)
             parties = build(recipe, parts, clients, source, fitted(task, recipe, parts, source), rounds.tick)
             warn_if_inputs_cross(recipe, parts, source)

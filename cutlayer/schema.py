@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Required
+from typing import Annotated, Any, Required
 
 import pydantic
 from typing_extensions import TypedDict
@@ -11,6 +11,7 @@ from .errors import BadInput
 
 Table = dict[str, Any]
 Figures = dict[str, float | None]
+Count = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
 class Record(TypedDict, total=False):
@@ -21,11 +22,18 @@ class Record(TypedDict, total=False):
     seconds: Figures
 
 
+class Cell(TypedDict):
+    """Bytes of one role."""
+
+    payload: int
+    wire: int
+
+
 class Bytes(TypedDict, total=False):
     """What a report reads of the bytes in summary.json: by direction and role, payload and wire."""
 
-    up: dict[str, dict[str, int]]
-    down: dict[str, dict[str, int]]
+    up: dict[str, Cell]
+    down: dict[str, Cell]
 
 
 class Summary(TypedDict, total=False):
@@ -44,7 +52,9 @@ class Summary(TypedDict, total=False):
     memory_figure: str | None
     macs_per_sample: Figures | None
     parameters: Figures | None
-    class_counts: list[list[int]] | None
+    class_counts: list[list[Count]] | None
+    bytes_left_after_step: Figures | None
+    kept_for_backward_bytes: Figures | None
     seed: int | None
     recipe: Table | None
 

@@ -19,12 +19,13 @@ from .expected import MAX_SAMPLES, check_labels, figures
 from .final_weights import FinalOffer, pending_clients, stored_weights
 from .handshake import about, disagreement, doubts
 from .offences import times
-from .outputs import Result, check_folder
+from .outputs import Result
 from .printable import printable
 from .recipes.recipe import Recipe, make
 from .revoked import Revoked
 from .rounds import Progress
 from .run import data_of, parts_of, task_of
+from .run_folder import check_folder
 from .sides import ServerSide
 from .transports import waits
 from .transports.grpc_common import Tls, check_party_name, check_seconds
@@ -65,12 +66,11 @@ class Serving:
             check_seconds(flag, seconds)
         self.recipe, self.start_timeout, self.late_join, self.say, self.watch = recipe, start_timeout, late_join, say, watch
         check_folder(recipe, out)
-        listed = None if revoked is None else Revoked(revoked, tls.ca if tls else None, say)
-        self.access = Access(self.names, out, listed, max_offences)
+        self.access = Access(self.names, out, Revoked(revoked, tls.ca if tls else None, say) if revoked else None, max_offences)
         data = data_of(recipe).to(recipe.device)
         elsewhere = Partition(data.train, (torch.empty(0, dtype=torch.long),) * n, "elsewhere", torch.zeros(0, 0))
         self.side = ServerSide(
-            recipe, parts_of(recipe, data), task_of(recipe), elsewhere, data.train, out, release=data.release, progress=progress,
+            recipe, parts_of(recipe, data), task_of(recipe), elsewhere, data.train, out, release=data.release, data=data, progress=progress,
             post=self._post, patience=patience, turn_timeout=turn_timeout, quorum=quorum, dismiss=self._dismiss, say=say,
             names=self.names,
         )  # fmt: skip
@@ -82,9 +82,8 @@ class Serving:
         self.ready: dict[int, Session] = {}  # in which a client has said what it holds
         self.seen: dict[int, float] = {}  # when something came from a client, by the monotonic clock
         self.unacknowledged: dict[int, deque[tuple[Session, Received]]] = {}  # messages that wait to be computed
-        self.stopping = False
         self.began = self.looked = time.monotonic()
-        self.idle = 0.0  # seconds without anything to do since `looked`
+        self.stopping, self.idle = False, 0.0  # seconds without anything to do since `looked`
         self.missing: dict[str, str] = {}  # who was named before the start, and why
         self.gate = Gate(
             listen, self.names, self._refusal, tls=tls, keepalive_s=keepalive_s, barred=self.access.barred,

@@ -46,6 +46,12 @@ class ServerChecks:
         self.go_numbers = {"stop", "round", "return", "version", "pace", *getattr(method, "go_numbers", ())}
         self.mine = client.weights()
         self.kept = batch_norm_entries(list(self.mine)) if client.keeps_norm else set[str]()
+        self.dtypes = {torch.float32, *(p.dtype for p in client.modules.parameters() if p.is_floating_point())}
+        with client.training.autocast():
+            if torch.is_autocast_enabled("cpu"):
+                self.dtypes.add(torch.get_autocast_dtype("cpu"))
+            if torch.is_autocast_enabled("cuda"):
+                self.dtypes.add(torch.get_autocast_dtype("cuda"))
         self.slots = SLOTS[type(client.optimizer)] if client.hand_over == "carry" else frozenset[str]()
         self.trained = set(parameter_names(client).values())
         self.questions: list[Question] = []
@@ -186,8 +192,9 @@ class ServerChecks:
         """Features have a row for each sample; where nodes or edges cross, at most as many rows as were sent."""
         features = message.tensors.get("features")
         shapes = next(q.shapes for q in self.questions if (q.step, q.reply) == (message.step, "features"))
-        if features is None or len(message.tensors) > 1 or not features.is_floating_point() or not features.dim():
-            raise BadInput(f"the server sent {', '.join(message.tensors) or 'nothing'!r:.80} where features are due")
+        if features is None or len(message.tensors) > 1 or features.dtype not in self.dtypes or not features.dim():
+            brought = ", ".join(f"{role} of {tensor.dtype}" for role, tensor in message.tensors.items())
+            raise BadInput(f"the server sent {brought or 'nothing':.80} where features are due")
         rows = shapes["smashed"][0]
         fits = 0 < len(features) <= rows if self.client.task.ragged else len(features) == rows
         if not fits or features.shape[1:] != self.features:

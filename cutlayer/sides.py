@@ -16,7 +16,7 @@ from .building import Builder, batches_per_round
 from .cut import Parts
 from .data.items import check_reproducible
 from .data.partition import Partition
-from .data.sources import Source
+from .data.sources import Data, Source
 from .errors import Advice, BadInput, Diverged
 from .expected import Expected
 from .finite import first_not_finite, not_finite
@@ -81,13 +81,14 @@ class ServerSide:
         out: Path,
         *,
         release: str = "",
+        data: Data | None = None,
         progress: Progress | None = None,
         post: Callable[[int, Packed | Start], None],
         **how: Any,
     ) -> None:
         for note in switched_off(recipe):
             warnings.warn(note, Advice, stacklevel=2)
-        self.out, self.outputs = out, Outputs(recipe, out, clients, release)
+        self.out, self.outputs = out, Outputs(recipe, out, clients, release, data)
         self.rounds = Rounds(recipe, source, self.outputs, recipe.rounds, progress, None)
         meter = Meter(recipe.device)
         builder = Builder(recipe, parts, source, fitted(task, recipe, parts, source), meter)

@@ -83,7 +83,8 @@ def train_step(server: "Server", messages: list[Message]) -> list[Message]:
         with server.meter.phase("server_forward", first.client):
             leaves, output = forward(server, messages, gradient)
             y = merge(messages, "labels")["main"]
-            with server.training.autocast():
+            turn = server.schedule.turn(first.client)
+            with server.training.autocast(), server.training.dropout("loss", first.client, turn, first.step):
                 loss = server.task.loss(output, y)
         with server.meter.phase("server_backward", first.client):
             loss.backward()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .frozen import still_statistics
-from .streams import drawing
+from .streams import seeded_globals
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Training:
 
     def dropout(self, part: str, client: int, round: int, step: int = 0) -> AbstractContextManager[None]:
         """Let layers that draw, as dropout does, draw from a stream of this part, client, round and step."""
-        return drawing(self.seed, f"dropout {part}", client, round, step) if self.draws else nullcontext()
+        return seeded_globals(self.seed, f"dropout {part}", client, round, step) if self.draws else nullcontext()
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         optimizer = self.make_optimizer([{"params": list(module.parameters())}])

@@ -21,9 +21,9 @@ from cutlayer.cli import main
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.handshake import about
 from cutlayer.offences import Offences
-from cutlayer.outputs import alone_in
 from cutlayer.recipes.recipe import make
 from cutlayer.run import run_recipe
+from cutlayer.run_folder import alone_in
 from cutlayer.transports.grpc_client import NetworkLine
 from cutlayer.transports.grpc_common import METHOD
 from cutlayer.transports.identity import Identity

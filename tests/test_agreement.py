@@ -18,6 +18,7 @@ from cutlayer.errors import BadInput
 from cutlayer.handshake import about, disagreement
 from cutlayer.predict import Answering, predict
 from cutlayer.recipes.recipe import make
+from cutlayer.run import run_recipe
 from cutlayer.transports.session import MAX_CONTROL, control
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -103,6 +104,14 @@ def test_honest_sites_of_other_brightness_train_together_and_a_doubtful_normalis
     assert net.said("there; check that both normalise alike")
 
 
+def test_a_run_does_not_go_on_with_other_classes(tmp_path):
+    run_recipe(cat_dog := make({**site("cat_dog").flat(), "transport": "inprocess"}), tmp_path)
+    other = make({**cat_dog.flat(), "data": site("dog_cat").data})
+    (tmp_path / "recipe.toml").write_text((tmp_path / "recipe.toml").read_text().replace(cat_dog.data, other.data))
+    with pytest.raises(BadInput, match="holds a run on other data: class 0 is 'cat' in the run and 'dog' now"):
+        run_recipe(other, tmp_path)
+
+
 def test_a_prediction_for_other_classes_is_refused(tmp_path):
     net = Net(site("cat_dog"), tmp_path)
     for name in ("client0", "client1"):
@@ -110,6 +119,12 @@ def test_a_prediction_for_other_classes_is_refused(tmp_path):
     net.wait()
     answering = Answering(site("cat_dog"), tmp_path / "server" / "weights", listen="127.0.0.1:0", names=["client0"], tls=None)
     try:
+        other = site("dog_cat")
+        with pytest.raises(BadInput, match="holds a run on other data: class 0 is 'cat' in the run and 'dog' now"):
+            predict(other, tmp_path / "client0" / "weights", server=None, name="client0", local=True)
+        with pytest.raises(BadInput, match="holds a run on other data"):
+            Answering(other, tmp_path / "server" / "weights", listen="127.0.0.1:0", names=["client0"], tls=None)
+        (tmp_path / "client0" / "data.json").unlink()
         with pytest.raises(BadInput, match="class 0 is 'cat' at the server and 'dog' at client0"):
             predict(
                 site("dog_cat"), tmp_path / "client0" / "weights", server=f"127.0.0.1:{answering.gate.port}", name="client0"

@@ -15,9 +15,9 @@ from cutlayer.cli import main
 from cutlayer.errors import BadInput, RunFailed
 from cutlayer.final_weights import pending_clients, stored_weights
 from cutlayer.join import join
-from cutlayer.outputs import save_weights
 from cutlayer.recipes.toml import to_toml
 from cutlayer.run import data_of, parts_of
+from cutlayer.run_folder import save_weights
 from cutlayer.transports.grpc_client import NetworkLine
 from cutlayer.transports.grpc_common import METHOD
 from cutlayer.transports.grpc_server import Gate

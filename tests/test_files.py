@@ -155,3 +155,23 @@ def test_a_key_that_others_can_read_is_refused_as_ssh_does(tmp_path):
     tls.key.chmod(0o640)
     with pytest.raises(BadInput, match=r"can be read by others \(mode 640\); chmod 600 "):
         tls.read()
+
+
+def test_a_finished_run_without_its_weights_is_one_line(tmp_path, capsys):
+    words = ["run", "demo", *QUICK, "--rounds", "1", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    weights = tmp_path / "out" / "weights"
+    (weights / "index.json").unlink()
+    (weights / "top.safetensors").write_bytes(b"x")
+    assert main(words) == 2
+    assert "top.safetensors cannot be read" in capsys.readouterr().err
+    for path in weights.iterdir():
+        path.unlink()
+    assert main(words) == 2
+    assert "holds no trained weights; delete" in capsys.readouterr().err
+
+
+def test_what_has_no_number_for_a_name_is_no_mark(tmp_path):
+    checkpoint.save(tmp_path, "00000001", TREE)
+    (tmp_path / "backup").mkdir()
+    assert [path.name for path in checkpoint.marks(tmp_path)] == ["00000001"]

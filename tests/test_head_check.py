@@ -180,6 +180,20 @@ def test_a_loss_that_broadcasts_is_refused_for_the_network(scheme):
         cl.run(parts, clients(torch.randn(24)), task=regression(), scheme=scheme, **QUICK)
 
 
+CANCELLING = {
+    "signs": (lambda o, y: -(o * y).mean(), torch.ones(24) * (2.0 * (torch.arange(24) % 2) - 1)),
+    "covariance": (lambda o, y: ((o - o.mean()) * (y - y.mean())).mean(), torch.randn(24)),
+    "rare targets": (F.mse_loss, (torch.arange(24) == 7).float()),
+}
+
+
+@pytest.mark.parametrize(("loss", "y"), CANCELLING.values(), ids=CANCELLING)
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_a_loss_that_broadcasts_is_refused_where_its_terms_cancel_or_targets_are_rare(loss, y):
+    with pytest.raises(BadInput, match="stays the same when the targets of unlike samples are permuted"):
+        cl.run(cl.cut(network(1), "tanh"), clients(y), task=regression(loss), **QUICK)
+
+
 def test_a_loss_without_targets_is_refused():
     with pytest.raises(BadInput, match="it does not read them sample by sample"):
         cl.run(

@@ -81,6 +81,16 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+def test_features_of_another_dtype_are_refused(dtype, tmp_path):
+    one = client_of(make({**BASE, "scheme": "u_shaped"}), tmp_path)
+    sent = Message("smashed", {"smashed": torch.zeros(8, 16, 8, 8)}, step=3, open=True)
+    right = torch.zeros(8, *one.checks.features)
+    answer(one, Message("features", {"features": right}, step=3), sent)
+    with pytest.raises(BadInput, match=f"the server sent features of {dtype} where features are due"):
+        answer(one, Message("features", {"features": right.to(dtype)}, step=3), sent)
+
+
 @pytest.mark.parametrize(("message", "sent", "why"), REFUSED.values(), ids=REFUSED)
 def test_what_no_honest_server_sends_is_refused_in_one_line(message, sent, why, mine):
     with pytest.raises(BadInput, match=why) as error:

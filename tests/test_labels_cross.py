@@ -45,6 +45,12 @@ def test_targets_that_are_inputs_are_warned_about_before_training(scheme, y):
     )
 
 
+def test_targets_that_are_inputs_in_float64_are_warned_about():
+    wide = torch.rand(24, 1, 3, 3, dtype=torch.float64)
+    share = cl.partition.iid(cl.data.from_datasets(TensorDataset(wide, wide), TensorDataset(wide, wide), 1).train, 1)
+    assert len(advice(lambda: cl.run(PARTS, share, task=TASK, scheme="vanilla", **QUICK))) == 1
+
+
 def test_nobody_is_warned_where_no_inputs_cross():
     assert not advice(lambda: cl.run(PARTS, clients(X + 0.1), task=TASK, scheme="vanilla", **QUICK))
     assert not advice(lambda: cl.run(WITH_TAIL, clients(X), task=TASK, scheme="u_shaped", **QUICK))

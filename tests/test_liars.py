@@ -49,6 +49,14 @@ def no_rows(packed):
     return replace(packed, roles=tuple(role._replace(parts=(role.parts[0][:0],)) for role in packed.roles))
 
 
+def labels_of(change):
+    """Return a lie about the targets of a batch."""
+    lie = lambda packed: replace(  # noqa: E731
+        packed, roles=tuple(r._replace(parts=(change(r.parts[0]),)) if r.role == "labels" else r for r in packed.roles)
+    )
+    return told(lie, lambda message: message.kind == "smashed")
+
+
 LIES = {
     "shape": (first_weight(torch.zeros(3)), r"is \(3,\) torch.float32, and this server's \(16, 1, 3, 3\)"),
     "dtype": (
@@ -64,6 +72,8 @@ LIES = {
         r"'smashed' of shape \(0, 16, 8, 8\): a batch here is 1 to 8 samples",
     ),
     "kind": (told(lambda packed: replace(packed, message=replace(packed.message, kind="../x"))), "'../x' arrived; this server"),
+    "label": (labels_of(lambda y: torch.full_like(y, -100)), "'labels' from -100 to -100; those here lie from 0 to 9"),
+    "labels of floats": (labels_of(lambda y: y.float()), "'labels' of torch.float32 .* targets here are integers"),
     "record": (ends(with_numbers(**{"record/round": 1e6})), "record/round is written by the server alone"),
 }
 

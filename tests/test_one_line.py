@@ -100,6 +100,7 @@ def test_a_damaged_record_is_one_line(line, tmp_path):
 SUMMARIES = [
     {"bytes": 5}, {"bytes": {"up": 5}}, {"recipe": 5}, {"accuracy_final": "x"}, {"peak_memory_bytes": 7}, {"macs_per_sample": []},
     {"seconds": 5}, {"simulated": 5}, {"seed": "x"}, {"metric": {}}, {"parameters": 5}, {"class_counts": 5},
+    {"class_counts": [[10**30]]}, {"bytes_left_after_step": {"client": [1]}}, {"bytes": {"down": {"weights": {}}}},
 ]  # fmt: skip
 
 

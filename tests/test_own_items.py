@@ -84,6 +84,31 @@ def test_the_seed_of_a_run_decides_what_items_draw_in_training_and_evaluation(ho
     assert not torch.equal(weights(runs[0]), weights(other))
 
 
+class Skipping(nn.Module):
+    """A layer that is left out by chance, as LayerDrop does."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.layer, self.draw = nn.Linear(16, 16), draw
+
+    def forward(self, x):
+        return self.layer(x) if self.training and float(self.draw()[0]) < 0.5 else x
+
+
+@pytest.mark.parametrize("where", ["layer", "loss"])
+@pytest.mark.parametrize("how", DRAWS)
+def test_the_seed_of_a_run_decides_what_layers_and_losses_draw(how, where):
+    draw, plain, clients, runs = DRAWS[how], nn.functional.cross_entropy, clients_of(None), []
+    task = Task(loss=lambda output, y: plain(output, y) * (1 + float(draw()[0]))) if where == "loss" else Task()
+    for seed in (1, 2):
+        torch.manual_seed(1)
+        layer = Skipping(draw) if where == "layer" else nn.Identity()
+        net = cl.cut(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), layer, nn.Linear(16, 3)), "1")
+        seed_globals(seed)
+        runs.append(cl.run(net, clients, task=task, **FIELDS))
+    assert torch.equal(*map(weights, runs))
+
+
 def test_items_are_drawn_anew_in_every_round_and_the_evaluation_set_is_not():
     source = MapStyle(Items(DRAWS["torch"]), 3)
     index = torch.arange(4)

@@ -10,11 +10,11 @@ from hypothesis import given, settings, strategies as st
 import cutlayer as cl
 from cutlayer.data import Tensors, partition as p
 from cutlayer.errors import BadInput
-from cutlayer.outputs import check_folder
 from cutlayer.recipes import load
 from cutlayer.recipes.recipe import make
 from cutlayer.recipes.toml import to_toml
 from cutlayer.report import Run, labels as labels_of
+from cutlayer.run_folder import check_folder
 
 LABELS = torch.arange(4000) % 10
 MAKE = {

@@ -121,8 +121,11 @@ def test_a_question_that_breaks_the_top_turns_away_who_asked_it(tmp_path, monkey
 @pytest.mark.parametrize(
     ("tensors", "why"),
     [
-        ({"outputs": torch.zeros(15, 10)}, r"outputs of shape \(15, 10\) for 16 samples; those of two have shape \(2, 10\)"),
-        ({"outputs": torch.zeros(16, 10, 1)}, r"outputs of shape \(16, 10, 1\) for 16 samples"),
+        (
+            {"outputs": torch.zeros(15, 10)},
+            r"shape \(15, 10\) and torch.float32 for 16 samples; those of two have shape \(2, 10\)",
+        ),
+        ({"outputs": torch.zeros(16, 10, 1)}, r"outputs of shape \(16, 10, 1\) and torch.float32 for 16 samples"),
         ({"weights/x": torch.zeros(16, 10)}, "sent no outputs for 16 samples"),
         ({"outputs": torch.zeros(16, 100_000)}, "bytes comes, and no message of this run has more than"),
     ],

@@ -15,10 +15,10 @@ from cutlayer import checkpoint
 from cutlayer.cut import uncut
 from cutlayer.errors import BadInput
 from cutlayer.methods import METHODS
-from cutlayer.outputs import alone_in
 from cutlayer.recipes.options import method_class
 from cutlayer.recipes.recipe import make
 from cutlayer.run import run_recipe, train
+from cutlayer.run_folder import alone_in
 from cutlayer.task import Task
 
 pytestmark = pytest.mark.usefixtures("no_figures")

@@ -79,6 +79,12 @@ JOINING = {
     "concatenated": (2, {"scheme": "psl", "server_order": "concatenated"}, "server_order = 'concatenated' joins"),
     "backward_share": (1, {"scheme": "dsl", "backward_share": 0.5, "auxiliary": f"{__name__}:head"}, "backward_share splits"),
     "fsl_sage": (1, {"scheme": "fsl_sage", "auxiliary": f"{__name__}:head"}, "method 'fsl_sage' keeps rows"),
+    "gaussian_noise": (
+        1,
+        {"scheme": "vanilla", "codec": {"smashed": "gaussian_noise@0:1.0"}},
+        "codec smashed = .* row as a sample",
+    ),
+    "top_k": (1, {"scheme": "vanilla", "codec": {"smashed": "top_k@0.1+float16"}}, "codec smashed = .* row as a sample"),
     "batch_merge": (1, {"scheme": "vanilla", "codec": {"smashed": "batch_merge@0.5"}}, "codec batch_merge merges rows"),
 }
 
@@ -88,6 +94,11 @@ JOINING = {
 def test_rows_that_are_no_samples_are_not_joined_though_sizes_agree(parts, fault, num_clients, fields, why):
     with pytest.raises(BadInput, match=f"{why}.*{fault}"):
         cl.run(parts(), cl.partition.iid(source(), num_clients), **QUICK, **fields)
+
+
+def test_diagnostics_need_a_row_for_each_sample():
+    with pytest.raises(BadInput, match="diagnose_every compares samples row by row.*its batch is axis 1"):
+        cl.run(time_first(), cl.partition.iid(source(), 1), scheme="vanilla", diagnose_every=1, **QUICK)
 
 
 def test_a_regressor_that_reads_labels_needs_a_row_for_each():

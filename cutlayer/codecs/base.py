@@ -20,6 +20,7 @@ class Stateless:
     num_parts = 1
     floats: tuple[int, ...] = (0,)
     training = True
+    per_sample = False  # it treats the rows of axis 0 as samples
 
     def says(self, parts: tuple[Tensor, ...]) -> torch.Size | None:
         """Return the shape that parts will be decoded to, before anything of it is allocated; None if that cannot be known."""

@@ -18,6 +18,8 @@ class GaussianNoise(Drawing):
     It comes first in a chain: a codec after it sees what is private already (post-processing). Evaluation only clips.
     """
 
+    per_sample = True
+
     def __init__(self, draws: Draws, sigma: float = 0.01, clip: float = 10.0) -> None:
         super().__init__(draws)
         self.sigma, self.clip = sigma, clip

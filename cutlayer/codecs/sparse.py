@@ -23,6 +23,7 @@ class TopK(Drawing):
     """
 
     num_parts, floats = 3, (1,)
+    per_sample = True
     KEPT = 64  # activations whose gradient may still come
 
     def __init__(self, draws: Draws, ratio: float = 0.1, alpha: float = 0.0) -> None:

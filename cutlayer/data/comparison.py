@@ -1,7 +1,7 @@
 """Comparison of two sites' data: differences that forbid training together, and remarks on what is left open."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .description import DataDescription, Names
 
@@ -17,8 +17,19 @@ EXACT = {
 }  # fmt: skip
 
 
-def differences(server: DataDescription, client: DataDescription, name: str) -> list[str]:
-    """Return in sentences how a client's data differ from the server's so that both cannot train one network; `name` is the client's."""
+class Sides(NamedTuple):
+    """How a sentence calls the two descriptions that it compares."""
+
+    first: str
+    second: str
+
+
+def differences(server: DataDescription, client: DataDescription, name: str | Sides) -> list[str]:
+    """Return in sentences how a client's data differ from the server's so that both cannot train one network.
+
+    `name` is the client's, or the words for both sides.
+    """
+    name = name if isinstance(name, Sides) else Sides("at the server", f"at {name}")
     return [
         *_names("class", server.class_names, client.class_names, name),
         *_exact(server, client, name),
@@ -50,11 +61,11 @@ def remarks(server: DataDescription, client: DataDescription) -> list[str]:
     return found
 
 
-def _said(what: str, name: str, server: Any, client: Any) -> str:
-    return f"{what} is {server} at the server and {client} at {name}"
+def _said(what: str, name: Sides, server: Any, client: Any) -> str:
+    return f"{what} is {server} {name.first} and {client} {name.second}"
 
 
-def _exact(server: DataDescription, client: DataDescription, name: str) -> list[str]:
+def _exact(server: DataDescription, client: DataDescription, name: Sides) -> list[str]:
     found = []
     for field, what in EXACT.items():
         a, b = getattr(server, field), getattr(client, field)
@@ -63,7 +74,7 @@ def _exact(server: DataDescription, client: DataDescription, name: str) -> list[
     return found
 
 
-def _names(what: str, server: Names | None, client: Names | None, name: str) -> list[str]:
+def _names(what: str, server: Names | None, client: Names | None, name: Sides) -> list[str]:
     """Return the first positions at which two lists of names differ."""
     if server is None or client is None or (server.count, server.digest) == (client.count, client.digest):
         return []
@@ -83,7 +94,7 @@ def _padded(names: Sequence[str], length: int) -> list[str]:
     return [f"{name[:SHOWN_NAME]!r}" for name in names] + ["missing"] * (length - len(names))
 
 
-def _labels(server: DataDescription, client: DataDescription, name: str) -> list[str]:
+def _labels(server: DataDescription, client: DataDescription, name: Sides) -> list[str]:
     """Return that targets are of another kind, or class numbers that lie outside the server's."""
     if _kind(server.target_dtype) != _kind(client.target_dtype):
         return [_said("the target dtype", name, server.target_dtype, client.target_dtype)]
@@ -92,10 +103,10 @@ def _labels(server: DataDescription, client: DataDescription, name: str) -> list
     low, high = client.label_range
     if low >= 0 and high < server.num_classes:
         return []
-    return [f"labels are class numbers 0..{server.num_classes - 1} at the server and {low}..{high} at {name}"]
+    return [f"labels are class numbers 0..{server.num_classes - 1} {name.first} and {low}..{high} {name.second}"]
 
 
-def _constants(server: DataDescription, client: DataDescription, name: str) -> list[str]:
+def _constants(server: DataDescription, client: DataDescription, name: Sides) -> list[str]:
     """Return the first channel that two sites normalise with other constants."""
     if server.normalisation is None or client.normalisation is None:
         return []
@@ -108,7 +119,7 @@ def _constants(server: DataDescription, client: DataDescription, name: str) -> l
     return []
 
 
-def _scales(server: DataDescription, client: DataDescription, name: str) -> list[str]:
+def _scales(server: DataDescription, client: DataDescription, name: Sides) -> list[str]:
     """Return values or columns whose scales differ by more than MOST_SCALE."""
     found = []
     if server.value_range and client.value_range and _far(_largest(server.value_range), _largest(client.value_range)):

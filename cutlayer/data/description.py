@@ -91,6 +91,18 @@ def describe(data: Data) -> DataDescription:
 
     Raises BadInput if the source gives no batch, or if its class names do not fit its number of classes.
     """
+    try:
+        return _described(data)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadInput(f"the data set states {where!r:.60} in a way that cannot be compared ({first['msg']:.80})") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        why = str(error).partition("\n")[0]
+        raise BadInput(f"the metadata of the data set cannot be used ({why:.120}); see cl.data.Metadata") from error
+
+
+def _described(data: Data) -> DataDescription:
     source, metadata = data.train, data.metadata
     x = _samples(source)
     normalisation = getattr(source, "normalisation", None)

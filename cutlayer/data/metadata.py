@@ -1,5 +1,6 @@
 """The meaning of a data set's numbers: names of classes and columns, vocabulary, tokenizer."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,17 @@ class Metadata:
             if wrong or repeated:
                 why = "is no text" if wrong else "appears twice"
                 raise BadInput(f"{field}: {(wrong or repeated)[0]!r:.60} {why}; give one name for each, all different")
+        for name, pair in (self.statistics or {}).items():
+            if not isinstance(name, str) or len(pair) != 2 or not all(math.isfinite(value) for value in pair):
+                raise BadInput(
+                    f"statistics: {name!r:.60} has {pair!r:.60}; give each column's name its mean and standard deviation"
+                )
+        if not isinstance(self.tokenizer, str | None):
+            raise BadInput(
+                f"tokenizer = {self.tokenizer!r:.60} is no text; give its name and version, or its configuration as text"
+            )
+        if wrong := [token for token in self.vocabulary or () if not isinstance(token, str)]:
+            raise BadInput(f"vocabulary: {wrong[0]!r:.60} is no text; give the token of each number")
 
 
 UNKNOWN = Metadata()
