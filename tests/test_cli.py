@@ -24,6 +24,7 @@ def test_run_writes_everything_it_promises(tmp_path, capsys):
         "records.jsonl",
         "summary.json",
         "report.html",
+        "data.json",
         "weights",
         "events",
         ".lock",

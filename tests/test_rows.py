@@ -97,7 +97,7 @@ def test_rows_that_are_no_samples_are_not_joined_though_sizes_agree(parts, fault
 
 
 def test_diagnostics_need_a_row_for_each_sample():
-    with pytest.raises(BadInput, match="diagnose_every compares samples row by row.*its batch is axis 1"):
+    with pytest.raises(BadInput, match=r"diagnose_every compares samples row by row.*its batch is axis 1"):
         cl.run(time_first(), cl.partition.iid(source(), 1), scheme="vanilla", diagnose_every=1, **QUICK)
 
 
