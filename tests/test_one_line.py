@@ -54,6 +54,7 @@ WORDS = [
     (["report", "a\nb\x1b[2J"], r"no summary.json in a\nb\x1b[2J"),
     (["compare", "demo", "--over", "lr=\udcff"], r"lr = '\udcff'"),
     (["compare", "demo", "--seeds", "9" * 5000], "--seeds"),
+    (["compare", "demo", "--max-minutes", "nan"], "--max-minutes nan"),
     (["join", "demo", "--server", "127.0.0.1:1", "--as", "../../x", "--insecure"], "--as '../../x'"),
     (["join", "demo", "--server", "127.0.0.1:1", "--as", "", "--insecure"], "--as ''"),
     (["serve", "demo", "--diagnose-every", "0", "--clients", "a\nb,c", "--insecure"], r"--clients 'a\nb'"),
