@@ -109,10 +109,12 @@ def test_a_client_that_died_when_it_had_its_weights_is_waited_for_until_it_has_s
 
 
 def test_each_client_is_offered_its_own_modules_alone(tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
     for name in ("bottom-0", "bottom-2", "tail-0", "tail-2", "top-0", "top-2", "top"):
-        save_file({"w": torch.tensor([float(name[-1]) if name[-1].isdigit() else -1.0])}, tmp_path / f"{name}.safetensors")
-    assert {name: float(t) for name, t in stored_weights(tmp_path, 2).items()} == {"bottom.w": 2.0, "tail.w": 2.0}
-    assert float(stored_weights(tmp_path, 1)["bottom.w"]) == 0.0  # it had left, and gets those of the first
+        save_file({"w": torch.tensor([float(name[-1]) if name[-1].isdigit() else -1.0])}, folder / f"{name}.safetensors")
+    assert {name: float(t) for name, t in stored_weights(folder, 2).items()} == {"bottom.w": 2.0, "tail.w": 2.0}
+    assert float(stored_weights(folder, 1)["bottom.w"]) == 0.0  # it had left, and gets those of the first
     (tmp_path / "pending_clients.json").write_text(json.dumps({"alice": "x"}))
     with pytest.raises(BadInput, match="is damaged; delete it"):
         pending_clients(tmp_path, [])
