@@ -110,6 +110,8 @@ def compare(
         max_minutes: stop at the next mark after so many minutes; the same command goes on.
         baselines: run the uncut network beside them: centralised, each client alone, FedAvg.
     """
+    if max_minutes is not None and not max_minutes >= 0:
+        raise BadInput(f"--max-minutes {max_minutes}: take a number of minutes, 0 or more")
     from .compare import baselines as baselines_of, cells, compare as compare_all
 
     wanted, flags = _sweeps(over), given(fields)

@@ -103,8 +103,6 @@ def compare(
     A run that fails, for want of memory too, or whose input is wrong, is told to `failed` and the others go on.
     After `max_minutes` the run in progress stops at its next mark.
     """
-    if max_minutes is not None and not max_minutes >= 0:
-        raise BadInput(f"--max-minutes {max_minutes}: take a number of minutes, 0 or more")
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     done, complete = [], True
     for i, recipe in enumerate(recipes):
