@@ -44,11 +44,12 @@ Frames = Callable[[NetworkLine, Start], Iterable[object]]  # sends one message f
 
 
 class Attack(NamedTuple):
-    """What an attacker does until the event, the clients of the run, and the server's flags."""
+    """One attack: `run` goes on until the event; the run's clients, the server's flags, and the files that the server may open."""
 
     run: Callable[[Trial, threading.Event], int]
     num_clients: int
     flags: tuple[str, ...] = ()
+    files: int | None = None
 
 
 def nothing(trial: Trial, over: threading.Event) -> int:
@@ -121,7 +122,7 @@ def huge_messages(trial: Trial, over: threading.Event) -> int:
 
 ATTACKS = {
     "none": Attack(nothing, 2),
-    "silent sockets": Attack(silent_sockets, 2),
+    "silent sockets": Attack(silent_sockets, 2, files=FILES),
     "silent client": Attack(silent_client, 3, (f"--turn-timeout={SILENCE_S:g}",)),
     "message flood": Attack(message_flood, 3),
     "header flood": Attack(header_flood, 3),
@@ -169,7 +170,7 @@ def run_trial(folder: Path, kind: str) -> dict[str, Any]:
     attack, over, sent = ATTACKS[kind], threading.Event(), [0]
     trial = Trial(folder, free_port(), scheme="splitfed_v1", num_clients=attack.num_clients)
     honest = trial.names[:ATTACKER]
-    limit = (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))) if attack.run is silent_sockets else None
+    limit = attack.files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (attack.files, attack.files)))
     attacker = threading.Thread(target=lambda: sent.append(attack.run(trial, over)))
     with starting() as start:
 
@@ -192,7 +193,7 @@ def run_trial(folder: Path, kind: str) -> dict[str, Any]:
         seconds = time.monotonic() - begin
         attacker.join(LIMIT_S)
         assert not attacker.is_alive(), "the attacker is still at work"
-    number = trial.checkpoint(f"client{ATTACKER}") if attack.num_clients > ATTACKER else None
+    number = trial.checkpoint() if attack.num_clients > ATTACKER else None
     trial.check(trial.undisturbed() if number is None else trial.without(ATTACKER, number), honest)
     figures = {"seconds": round(seconds, 1), "server_peak_bytes": 1024 * usage.ru_maxrss}
     return {"attack": kind, "attempts": sent[-1], "mark": number, **figures, "equal": True}

@@ -36,7 +36,7 @@ Draw = Callable[[int], int]  # a number below n
 
 
 class Death(NamedTuple):
-    """Who dies: `victim` kills itself at the `at`-th event of a `point`; `also` is killed at the same time."""
+    """One death: `victim` kills itself at the `at`-th event of a `point`; `also` is killed at the same time."""
 
     victim: str
     point: str
@@ -141,7 +141,7 @@ def run_trial(folder: Path, kind: str, schedule: str, draw: Draw) -> dict[str, A
         for name, process in running.items():
             code = process.wait(LIMIT_S)
             assert code == 0 or (name in dead and not returns), f"{name} ended with {code}: {trial.said(name)[-2000:]}"
-    number = None if returns else trial.checkpoint(death.victim)
+    number = None if returns else trial.checkpoint()
     if number is None:
         trial.check(trial.undisturbed(), CLIENTS)
     else:

@@ -58,7 +58,7 @@ class Trial:
         """Return what a party printed, as one line of text, since a terminal's width breaks it."""
         return " ".join(self.log(party).read_text().split())
 
-    def checkpoint(self, name: str) -> int:
+    def checkpoint(self) -> int:
         """Return the number of the newest checkpoint from which the others went on without a client."""
         found = re.findall(r"the others go on without it from mark (\d+)", self.said("server"))
         assert found, self.said("server")[-2000:]

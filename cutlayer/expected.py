@@ -53,11 +53,11 @@ class Expected:
         self.batches_of, self.counts = batches_of, counts
         built = {f"{end}/{name}": tensor for name, tensor in self.weights.items() for end in ("weights", "evaluation")}
         self.infinite = not_finite({**built, **at_cut, "labels": labels})  # roles that hold infinity or NaN as built
-        self.label_floats, self.label_shape = labels.is_floating_point() or labels.is_complex(), labels.shape[1:]
-        classes = client.task.num_classes - 1 if labels.numel() and not self.label_floats else 0
+        self.label_floats, self.label_shape = _of_floats(labels), labels.shape[1:]
         self.label_range = (0, 0)  # of integers: the classes, and whatever this server's own targets have beside them
         if labels.numel() and not self.label_floats:
-            self.label_range = min(0, int(labels.long().min())), max(classes, int(labels.long().max()))
+            low, high = _range(labels)
+            self.label_range = min(0, low), max(client.task.num_classes - 1, high)
         self.examines_all = False
         self.kept = batch_norm_entries(list(self.weights)) if client.keeps_norm else set()
         self.slots = SLOTS[type(client.optimizer)] if client.hand_over == "carry" else frozenset()
@@ -142,14 +142,14 @@ class Expected:
         soft = self.merges and labels.is_floating_point()  # shares of classes, of merged samples
         if soft or self.ragged:
             return
-        if labels.dtype.is_floating_point != self.label_floats or labels.shape[1:] != self.label_shape:
+        if _of_floats(labels) != self.label_floats or labels.shape[1:] != self.label_shape:
             kind = "floats" if self.label_floats else "integers"
             raise BadInput(
                 f"'labels' of {labels.dtype} and shape {tuple(labels.shape)}; targets here are {kind} of shape "
                 f"{tuple(self.label_shape)} a sample"
             )
-        if not self.label_floats and labels.numel() and not labels.dtype.is_complex:
-            low, high = int(labels.long().min()), int(labels.long().max())
+        if not self.label_floats and labels.numel():
+            low, high = _range(labels)
             if low < self.label_range[0] or high > self.label_range[1]:
                 raise BadInput(
                     f"'labels' from {low} to {high}; those here lie from {self.label_range[0]} to {self.label_range[1]}"
@@ -198,6 +198,15 @@ class Expected:
             same(role, message.tensors[role], self.weights[name])
         names = {role.partition("/")[2] for role in wanted if family(role) == "weights"}
         check_slots({role: message.tensors[role] for role in carried}, self.weights, self.trained & names, self.slots)
+
+
+def _of_floats(labels: Tensor) -> bool:
+    return labels.is_floating_point() or labels.is_complex()
+
+
+def _range(labels: Tensor) -> tuple[int, int]:
+    """Return the smallest and the largest of integers."""
+    return int(labels.long().min()), int(labels.long().max())
 
 
 def check_slots(

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from .private import write
 from .schema import json_table
 from .transports.grpc_server import Event, Gate
 from .transports.member import Start
-from .transports.session import Closed, Session
+from .transports.session import Session
 from .wire import Message, pack
 
 MAX_OFFERS = 8  # to one client whose bytes keep the server waiting; a client that starts anew more often does not
@@ -96,10 +95,7 @@ class FinalOffer:
                 f"{self.names[k]} has not saved its final weights; they are in {self.out / 'weights'}, and the same command offers them "
                 "again"
             )
-        for peer in self.gate.peers.values():
-            if peer.session not in self.ended:
-                with suppress(Closed):
-                    peer.session.tell(kind="end")
+        self.gate.tell_all(self.ended, kind="end")
 
     def _handle(self, event: Event) -> bool:
         """Deal with what a client sent, and return whether it has saved its weights now."""

@@ -2,11 +2,10 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,10 +148,16 @@ def tried_samples(source: Source, size: int = MANY) -> Batch:
     drawn = torch.randint(len(source), (POOL,), generator=stream(0, "tried samples")).tolist()
     chosen = two(source).tolist()
     known = source.labels
-    candidates = (*drawn, *range(len(source))) if known.dim() else ()
-    unlike = (i for i in candidates if not any(torch.equal(known[i], known[j]) for j in chosen))
-    index = torch.tensor([*chosen, *islice(unlike, 1), *drawn][:size])
+    unlike = _unlike(known, drawn, chosen) or _unlike(known, range(len(source)), chosen) if known.dim() else []
+    index = torch.tensor([*chosen, *unlike, *drawn][:size])
     return read_batch(source, index, None, 0, "tried samples")
+
+
+def _unlike(labels: Tensor, candidates: Sequence[int], chosen: Sequence[int]) -> list[int]:
+    """Return the first of the candidates whose target is that of none of the chosen samples, if there is one."""
+    rows = labels.reshape(len(labels), -1)
+    others = torch.stack([(rows[list(candidates)] != rows[j]).any(1) for j in chosen]).all(0)
+    return [candidates[i] for i in others.nonzero().flatten()[:1].tolist()]
 
 
 def overwrites(parts: Parts, batch: Batch) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from .data.description import describe
 from .data.partition import split
 from .errors import BadInput
 from .handshake import about
@@ -51,7 +52,8 @@ def join(
         return out / "weights"
     torch.set_num_threads(recipe.num_threads)
     data = data_of(recipe).to(recipe.device)
-    check_trained_data(out, data)  # before the server is asked
+    description = describe(data)
+    check_trained_data(out, description)  # before the server is asked
     parts, task = parts_of(recipe, data), task_of(recipe)
     line = NetworkLine(
         server, name, about(recipe, data, dealt=not own_data), tls=tls, patience=patience, keepalive_s=keepalive_s, say=say
@@ -64,7 +66,7 @@ def join(
         make_folder(out)
         # not before, because a recipe that the server refuses may be corrected in this folder
         write(out / "recipe.toml", to_toml(recipe.flat()))
-        keep_description(out, data)
+        keep_description(out, description)
         share = torch.arange(len(data.train)) if own_data else split(data.train, recipe).shares[k]
         line.samples = len(share)
         mine = member(recipe, parts, task, data.train, share, k, out, tick)

@@ -16,6 +16,7 @@ from . import checkpoint
 from .building import left_out
 from .costs import macs
 from .cut import Parts
+from .data.description import describe
 from .data.items import read_batch
 from .data.partition import Partition, save as save_partition
 from .data.sources import Data
@@ -76,7 +77,7 @@ class Outputs:
             check_data(clients, release, out)
             make_folder(out)
             if data is not None:
-                keep_description(out, data)
+                keep_description(out, describe(data))
             write(out / "recipe.toml", to_toml(recipe.flat()))
             save_partition(clients, out / "partition.json", release)
             if not checkpoint.marks(out / "marks") and not (out / "summary.json").exists():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .building import Builder, placement, training
 from .cut import Smashed
+from .data.description import describe
 from .data.sources import Source
 from .errors import BadInput, RunFailed
 from .evaluate import ensemble, evaluation_batches
@@ -77,7 +78,7 @@ class Answering:
         torch.set_num_threads(recipe.num_threads)
         self.recipe, self.autocast = recipe, training(recipe).autocast
         data = data_of(recipe)
-        check_trained_data(weights.parent, data)
+        check_trained_data(weights.parent, describe(data))
         self.top = load_into(parts_of(recipe, data).top, weights / "top.safetensors").to(recipe.device)
         mine = about(recipe, data)
         self.revoked = revoked
@@ -164,7 +165,7 @@ class Owner:
     def __init__(self, recipe: Recipe, weights: Path, client: int = 0) -> None:
         torch.set_num_threads(recipe.num_threads)
         self.recipe, self.data = recipe, data_of(recipe).to(recipe.device)
-        check_trained_data(weights.parent, self.data)
+        check_trained_data(weights.parent, describe(self.data))
         self.parts, source = parts_of(recipe, self.data), self.data.train
         builder = Builder(recipe, self.parts, source, fitted(task_of(recipe), recipe, self.parts, source), Meter())
         made = builder.owner(client, torch.arange(1)).client

@@ -48,17 +48,12 @@ class ServerChecks:
         self.kept = batch_norm_entries(list(self.mine)) if client.keeps_norm else set[str]()
         self.dtypes = {torch.float32, *(p.dtype for p in client.modules.parameters() if p.is_floating_point())}
         with client.training.autocast():
-            if torch.is_autocast_enabled("cpu"):
-                self.dtypes.add(torch.get_autocast_dtype("cpu"))
-            if torch.is_autocast_enabled("cuda"):
-                self.dtypes.add(torch.get_autocast_dtype("cuda"))
+            self.dtypes |= {torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)}
         self.slots = SLOTS[type(client.optimizer)] if client.hand_over == "carry" else frozenset[str]()
         self.trained = set(parameter_names(client).values())
         self.questions: list[Question] = []
         self.sent: Mapping[str, torch.Size] = {}  # shapes of the newest message
-        self.done = (
-            False  # whether the newest sync ended a turn; a hello at the end of a round's batches ends it in the next turn
-        )
+        self.done = False  # whether the newest sync ended a turn; a hello does not, even after the last batch of a round
         rows = samples * (math.prod(client.task.cut_shape) + math.prod(features or ()))
         tensors = [*client.modules.state_dict().values(), *(list(self.mine.values()) * len(self.slots))]
         self.largest = SPARE_BYTES + CODED * (sum(t.nbytes for t in tensors) + 4 * rows)  # bytes of any message

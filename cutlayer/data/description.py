@@ -94,9 +94,7 @@ def describe(data: Data) -> DataDescription:
     try:
         return _described(data)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BadInput(f"the data set states {where!r:.60} in a way that cannot be compared ({first['msg']:.80})") from None
+        raise BadInput(f"the data set states something that cannot be compared ({_first(error)})") from None
     except (TypeError, ValueError, AttributeError) as error:
         why = str(error).partition("\n")[0]
         raise BadInput(f"the metadata of the data set cannot be used ({why:.120}); see cl.data.Metadata") from error
@@ -139,9 +137,14 @@ def parse(told: Any) -> DataDescription:
     try:
         return FORM.validate_python(told)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BadInput(f"the description of the data cannot be used ({where!r:.60}: {first['msg']:.80})") from None
+        raise BadInput(f"the description of the data cannot be used ({_first(error)})") from None
+
+
+def _first(error: pydantic.ValidationError) -> str:
+    """Return where the first fault is, and what it is."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where!r:.60}: {first['msg']:.80}"
 
 
 def _samples(source: Source) -> Tensor:

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -104,11 +104,12 @@ class Gate:
             else:
                 self.peers[k].session.put(FRAME, pieces(what))
 
-    def tell_all(self, **what: Any) -> None:
-        """Tell every client that has been here, in order with its messages."""
+    def tell_all(self, but: Collection[Session] = (), **what: Any) -> None:
+        """Tell every client that has been here, in order with its messages, except in some sessions."""
         for peer in self.peers.values():
-            with suppress(Closed):
-                peer.session.tell(**what)
+            if peer.session not in but:
+                with suppress(Closed):
+                    peer.session.tell(**what)
 
     def turn_away(self, k: int, why: str, may_return: bool = False) -> None:
         """End a client's connection for what it did, or did not do; with `may_return` the client opens another one by itself."""
